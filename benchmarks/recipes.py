@@ -43,14 +43,18 @@ class Recipe:
       change: its name in the table.
       fields: of the config, beside those of the base.
       file: the config that the base's fields are set in.
-      last_fifth: fields of a phase that takes the last fifth of the steps; the learning rate is that of a single phase.
+      first_phase, last_phase: fields of the two phases of the recipe, if it has any; the learning rate is that of a
+        single phase.
+      last_share: of the steps, that the last phase takes.
       average_of: the recipe whose last checkpoints are averaged, instead of training.
     """
 
     change: str
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     file: str = 'demo.py'
-    last_fifth: dict[str, Any] = dataclasses.field(default_factory=dict)
+    first_phase: dict[str, Any] = dataclasses.field(default_factory=dict)
+    last_phase: dict[str, Any] = dataclasses.field(default_factory=dict)
+    last_share: float = 0.2
     average_of: str = ''
 
 
@@ -84,7 +88,7 @@ RECIPES = {
     'base': Recipe('the same, 4 layers of 256, 32 rows of 128 (base of the changes below)'),
     'masking-30': Recipe('30% of the words masked', {'data.masking.rate': 0.3}),
     'masking-30-15': Recipe(
-        '30% masked, 15% in the last fifth', {'data.masking.rate': 0.3}, last_fifth={'masking': {'rate': 0.15}}
+        '30% masked, 15% in the last fifth', {'data.masking.rate': 0.3}, last_phase={'masking': {'rate': 0.15}}
     ),
     'single-texts': Recipe('no next-sentence prediction', {'data.pairing': 'none'}),
     'adamw': Recipe('AdamW at 1e-3 instead of Muon', {'optimizer.name': 'adamw', 'optimizer.peak_learning_rate': 1e-3}),
@@ -105,6 +109,28 @@ RECIPES = {
     'vocab-16k': Recipe('vocabulary of 16,384', {'tokenizer.vocab_size': 16384}),
     'vocab-32k': Recipe('vocabulary of 32,768', {'tokenizer.vocab_size': 32768}),
     'unpacked': Recipe('one example per row', {'data.packing': False}),
+    'clm-mlm': Recipe(
+        'next tokens for a quarter of the steps, then masked ones, no next-sentence prediction',
+        {'data.pairing': 'none'},
+        first_phase={'objective': 'clm'},
+        last_phase={'objective': 'mlm'},
+        last_share=0.75,
+    ),
+    'mntp': Recipe(
+        'masked tokens from the previous position, masked ones in the last fifth, no next-sentence prediction',
+        {'data.pairing': 'none'},
+        first_phase={'objective': 'mntp'},
+        last_phase={'objective': 'mlm'},
+    ),
+    'mixture': Recipe(
+        'the same with 1 row in 16 causal before the last fifth',
+        {'data.pairing': 'none'},
+        first_phase={'objective': 'mntp', 'causal_share': 1 / 16},
+        last_phase={'objective': 'mlm'},
+    ),
+    'rtd': Recipe(
+        'replaced-token detection, no next-sentence prediction', {'data.pairing': 'none', 'objective.name': 'rtd'}
+    ),
     'small-budget': Recipe('`configs/small_budget.py`', file='small_budget.py'),
 }
 
@@ -145,8 +171,17 @@ class Comparison(Parts):
         return {name: summary[name] for name in ('tokens', 'seconds')}
 
     def trial(self, recipe: str) -> dict[str, Any]:
-        """Measures the time of a step."""
-        return {'step_seconds': run_bert_jax('bench', *self._flags_of(recipe), '--seconds=10')['step_seconds']}
+        """Measures the time of a step: the mean over those of both phases, if they have different objectives."""
+        given = RECIPES[recipe]
+        shares = {1 - given.last_share: given.first_phase, given.last_share: given.last_phase}
+        if not given.first_phase:
+            shares = {1.0: {}}
+        seconds = 0.0
+        for share, phase in shares.items():
+            names = {'objective': 'objective.name', 'causal_share': 'objective.causal_share'}
+            flags = _flags({names[field]: value for field, value in phase.items()})
+            seconds += share * run_bert_jax('bench', *self._flags_of(recipe), *flags, '--seconds=10')['step_seconds']
+        return {'step_seconds': seconds}
 
     def overhead(self, recipe: str) -> dict[str, Any]:
         """Measures the time of a short run that is not training."""
@@ -169,13 +204,15 @@ class Comparison(Parts):
             'train.keep_checkpoints': _AVERAGED,
             'train.log_every': max(1, steps // 50),
         }
-        if last := RECIPES[recipe].last_fifth:
-            first, rest = steps - steps // 5, steps // 5
+        given = RECIPES[recipe]
+        if given.first_phase or given.last_phase:
+            rest = round(given.last_share * steps)
+            first = steps - rest
             left = rest / (steps - warmup)  # of the peak, where the last phase begins
             fields['phases'] = (
-                {'steps': first, 'warmup_steps': warmup, 'final_fraction': left},
+                {'steps': first, 'warmup_steps': warmup, 'final_fraction': left} | given.first_phase,
                 {'steps': rest, 'warmup_steps': 0, 'peak_learning_rate': left * _BASE['optimizer.peak_learning_rate']}
-                | last,
+                | given.last_phase,
             )
         else:
             fields |= {'train.steps': steps, 'optimizer.warmup_steps': warmup}
@@ -200,7 +237,7 @@ class Comparison(Parts):
         used = time.time() - started
         evaluated = run_bert_jax('evaluate', f'--workdir={workdir}', *evaluated_flags)
         names = ('masked_word_nats_per_character', 'mlm_loss', 'mlm_accuracy')
-        return {'steps': steps, 'minutes': used / 60} | {name: evaluated[name] for name in names}
+        return {'steps': steps, 'minutes': used / 60} | {name: evaluated.get(name) for name in names}
 
     def sst2(self, recipe: str, seed: int) -> dict[str, Any]:
         """Fine-tunes on 1,000 examples of SST-2."""

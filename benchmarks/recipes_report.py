@@ -18,7 +18,8 @@ class _Metric(NamedTuple):
     form: str
 
     def values(self, runs: Runs) -> list[float]:
-        return [self.scale * run[self.key] for run in runs[self.kind] if run]
+        """Returns what was measured; a run whose objective fills no masks has no masked words."""
+        return [self.scale * run[self.key] for run in runs[self.kind] if run and run.get(self.key) is not None]
 
 
 _METRICS = (

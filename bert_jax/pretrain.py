@@ -31,6 +31,7 @@ from bert_jax.evaluation.held_out import HeldOut
 from bert_jax.evaluation.probe import Probe, ProbeSet, load_datasets
 from bert_jax.loop import TrainingRun, begin, fit
 from bert_jax.model.family import num_parameters
+from bert_jax.model.replaced_tokens import build_of, to_family
 from bert_jax.pretrained.initialize import pretraining_start
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.pretrained.provenance import Provenance, of_run
@@ -99,9 +100,16 @@ def _pretrain(config: Config, workdir: str, supervisor: Supervisor, allow_change
     probe_sets = load_datasets(config.probe, config.train.probe_every)
     vocab_size = streams.tokenizer.vocab_size
     config = resolve_microbatches(config, mesh, vocab_size)
-    objective = objective_of(config.objective)
+    objective = config.in_phases[0].objective
     program = build_program(
-        config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, objective=objective
+        config.model,
+        config.optimizer,
+        config.train,
+        vocab_size,
+        mesh,
+        phases=config.phases,
+        build=build_of(objective),
+        objective=objective_of(objective),
     )
 
     # --- Claim the workdir. ---
@@ -186,7 +194,9 @@ def _evaluators(
         return phase_at(config, step)
 
     def pretrained_at(params: nnx.State, step: int) -> Pretrained:
-        return from_params(params, model_at(config, step), tokenizer, step, of_run(config, step, start))
+        model, objective = model_at(config, step), config.in_phases[0].objective
+        params = to_family(params, objective, model, tokenizer.vocab_size)
+        return from_params(params, model, tokenizer, step, of_run(config, step, start))
 
     examples = Examples(train.examples, tokenizer, programs, of_run(config, 1, start).max_length(max_positions))
     evaluators: list[Evaluator] = [
@@ -207,13 +217,13 @@ def _describe(
     resumed_from: int | None,
 ) -> str:
     """Describes what is trained on which devices and data; for a new run also with warnings and suggestions."""
-    is_new, devices = resumed_from is None, jax.devices()
+    is_new, devices, build = resumed_from is None, jax.devices(), build_of(config.in_phases[0].objective)
     hosts = [processes.describe_hosts()] if jax.process_count() > 1 or devices[0].platform != 'cpu' else []
     axes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
     lines = [
         *hosts,
         f'Devices:    {len(devices)} x {devices[0].device_kind} ({devices[0].platform}); mesh {axes}',
-        f'Model:      {config.model.family}, {num_parameters(config.model, vocab_size):,} parameters, '
+        f'Model:      {config.model.family}, {num_parameters(config.model, vocab_size, build):,} parameters, '
         f'vocabulary {vocab_size:,}; {config.model.dtype}',
         f'Attention:  {describe_attention(config, mesh.devices.flat[0].platform, mesh.shape["tensor"])}',
     ]

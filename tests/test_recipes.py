@@ -43,12 +43,15 @@ def test_recipe_resolves_to_the_size_of_the_base(recipe: str, tmp_path: Path) ->
 def test_last_phase_continues_the_learning_rate_of_one_phase(tmp_path: Path) -> None:
     comparison = _comparison(tmp_path)
     rates = []
-    for recipe in ('base', 'masking-30-15'):
+    for recipe in ('base', 'clm-mlm', 'masking-30-15'):
         resolved = _resolved(comparison, recipe, 1000)
         schedule = jax.vmap(make_schedule(resolved.optimizer, resolved.train.steps, resolved.phases))
         rates.append(schedule(np.arange(1000)))
-    np.testing.assert_allclose(rates[0], rates[1], rtol=1e-5, atol=1e-9)
+    for found in rates[1:]:
+        np.testing.assert_allclose(rates[0], found, rtol=1e-5, atol=1e-9)
     assert rates[0].argmax() == 100 and resolved.phases[1].masking.rate == 0.15
+    phases = [(phase.steps, phase.objective) for phase in _resolved(comparison, 'clm-mlm', 1000).phases]
+    assert phases == [(250, 'clm'), (750, 'mlm')]
 
 
 def test_parts_train_every_recipe_with_every_seed_and_share_corpora(tmp_path: Path) -> None:

@@ -162,11 +162,14 @@ def _initial_model(config: Config, corpus: Corpus, workdir: str | None) -> Itera
 def _disk(config: Config, vocab_size: int, workdir: str | None) -> Iterator[Problem]:
     """Checks whether the disk has room for the checkpoints that a run keeps and one that is being written."""
     from bert_jax.model.family import num_parameters
+    from bert_jax.model.replaced_tokens import build_of
 
     directory = Path(workdir or '.').absolute()
     while not directory.exists():
         directory = directory.parent
-    checkpoint_bytes = _BYTES_PER_PARAMETER * num_parameters(config.model, vocab_size)
+    checkpoint_bytes = _BYTES_PER_PARAMETER * num_parameters(
+        config.model, vocab_size, build_of(config.in_phases[0].objective)
+    )
     num_checkpoints, free = config.train.keep_checkpoints + 1, shutil.disk_usage(directory).free
     needed = checkpoint_bytes * num_checkpoints
     if needed > free:

@@ -21,6 +21,7 @@ from bert_jax.cli.flags import (
     required,
     workdir_and_step,
 )
+from bert_jax.errors import BadInput
 from bert_jax.runtime.stopping import exit_on_signals
 
 
@@ -37,6 +38,14 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     if not average and seeds_of(workdir):
         return _export_finetuned(values, workdir, step, output)
     card = config_of(values).card if values.config is not None else None
+    if layout := values.layout:
+        if average:
+            raise BadInput('--layout', f'is {layout}, and --average takes no layout', 'one of the two')
+        from bert_jax.pretrained.electra import export_electra
+
+        proof = export_electra(workdir, output, step, card)
+        print_result(values, proof, _describe(proof, output, f'step {proof["step"]}'), is_in_files=True)
+        return 0
     proof = export(workdir, output, step, card, average)
     exported = f'the average of {describe_average(average)}' if average else f'step {proof["step"]}'
     exported += f', moving average of the weights (train.ema={proof["ema"]})' if 'ema' in proof else ''
@@ -85,6 +94,14 @@ COMMAND = Command(
         Flag('output', 'directory to write', group='essential'),
         STEP,
         AVERAGE,
+        Flag(
+            'layout',
+            'electra: write a BERT that was trained with objective.name=rtd as ElectraForPreTraining, with its '
+            'detector (default: as its family)',
+            flags.DEFINE_enum,
+            '',
+            bounds={'enum_values': ['', 'electra']},
+        ),
         dataclasses.replace(
             CONFIG, meaning='config file whose card section is used for the model card', group='advanced'
         ),

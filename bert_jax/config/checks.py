@@ -52,6 +52,29 @@ def check_pairing(config: Config) -> None:
         )
 
 
+def check_objectives(config: Config) -> None:
+    """Raises `BadInput` if some phases detect replaced tokens and others do not, or the model cannot."""
+    names = [phase.objective.name for phase in config.in_phases]
+    if 'rtd' not in names:
+        return
+    if {*names} != {'rtd'}:
+        index = next(index for index, name in enumerate(names) if name != 'rtd')
+        raise BadInput(
+            f'config.phases[{index}].objective',
+            f"is {names[index]!r}, and other phases have 'rtd', whose model has a generator",
+            "'rtd' in all phases or in none",
+            'two runs: the second one starts from the first with --config.init=WORKDIR',
+        )
+    if not config.model.DETECTS_REPLACED:
+        found = f"is 'rtd', which family {config.model.family} does not support"
+        raise BadInput('config.objective.name', found, 'family bert or modernbert')
+    if config.init:
+        found = f"is {config.init}, and a run with objective 'rtd' starts from random weights"
+        raise BadInput('config.init', found, 'empty', "--config.init=''")
+    if any(phase.objective.causal_share for phase in config.in_phases):
+        raise BadInput('config.objective.causal_share', "is above 0 with objective 'rtd'", '0, or mlm or mntp')
+
+
 def check_family_of_phases(config: Config) -> None:
     """Raises `BadInput` if a phase sets a field of the model that its family lacks."""
     for index, phase in enumerate(config.phases):
@@ -88,6 +111,7 @@ def check_together(config: Config) -> None:
     if not config.init:  # otherwise the initial model determines the family
         check_family_of_phases(config)
     check_pairing(config)
+    check_objectives(config)
     _check_reading(data)
     if data.validation_source and is_records(data.validation_source) != is_records(data.source):
         raise BadInput(

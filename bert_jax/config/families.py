@@ -18,6 +18,7 @@ class Model:
 
     ROLE: ClassVar[Role] = Role.IDENTITY
     LEARNS_PAIRS: ClassVar[bool] = False  # whether it has a head for pairs of segments
+    DETECTS_REPLACED: ClassVar[bool] = False  # whether `objective.name` may be rtd
     # What is chosen for a run. The other fields, but for dropout, describe the weights.
     TRAINING_FIELDS: ClassVar[tuple[str, ...]] = ('initializer_range', 'dtype', 'remat', 'attention', 'scan_layers')
 
@@ -97,6 +98,7 @@ class Bert(Model):
     """BERT (Devlin et al. 2019)."""
 
     LEARNS_PAIRS: ClassVar[bool] = True
+    DETECTS_REPLACED: ClassVar[bool] = True
 
     family: str = setting('bert', choices=('bert',), role=Role.IDENTITY_IF_SET)
     # dropout of embeddings and of the output of attention and feed-forward
@@ -144,6 +146,7 @@ def _are_layer_types(value: Any) -> bool:
 class ModernBert(PreNorm):
     """ModernBERT (Warner et al. 2024, arXiv 2412.13663), also the architecture of Ettin and mmBERT."""
 
+    DETECTS_REPLACED: ClassVar[bool] = True
     family: str = setting('modernbert', choices=('modernbert',), role=Role.SHAPES)
     num_layers: int = as_in(Model, 'num_layers', 22)
     intermediate_size: int = as_in(Model, 'intermediate_size', 1152)

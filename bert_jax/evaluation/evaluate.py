@@ -26,6 +26,7 @@ from bert_jax.evaluation import causal_text, evaluation_file, masked_words, pseu
 from bert_jax.evaluation.held_out import evaluate_params
 from bert_jax.evaluation.sample import Window, read_held_out_windows, read_source_windows
 from bert_jax.files import json_digest
+from bert_jax.model.replaced_tokens import build_of, to_family
 from bert_jax.pretrained.average import averaged_params, evaluation_stem
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import MLM_HEAD
@@ -266,6 +267,7 @@ def _evaluate_streams(
         tokenizer.vocab_size,
         mesh,
         phases=run_config.phases,
+        build=build_of(phase.objective),
         objective=objective_of(phase.objective),
     )
 
@@ -297,10 +299,14 @@ def _evaluate_sample(
     step = int(state.step)
     objective = run_config.in_phases[phase_at(run_config, step)].objective
     provenance = of_run(run_config, step, start_of(workdir))
-    pretrained = from_params(state.weights, model_at(run_config, step), tokenizer, step, provenance)
+    model = model_at(run_config, step)
+    params = to_family(state.weights, objective, model, tokenizer.vocab_size)
+    pretrained = from_params(params, model, tokenizer, step, provenance)
+    if not (objective.fills_masks or objective.reads_causally):
+        return {}
     if not objective.fills_masks:
         with activity('text read causally'):
-            return causal_text.measure(pretrained, windows) if objective.reads_causally else {}
+            return causal_text.measure(pretrained, windows)
     with activity('masked words'):
         metrics = masked_words.measure(pretrained, windows)
     with activity('pseudo-perplexity'):
@@ -311,16 +317,7 @@ def _evaluate_sample(
 
 def describe(result: dict[str, Any]) -> str:
     """Formats the metrics and their baselines as a table for a terminal; '–' if the text has nothing to measure."""
-    loss, entropy = (_format(result[key], '.3f') for key in ('mlm_loss', 'unigram_entropy'))
-    accuracy, most_frequent = (_format(result[key], '.1%') for key in ('mlm_accuracy', 'most_frequent_accuracy'))
-    rows = []
-    if result['mlm_loss'] is not None or not _other_losses(result):
-        rows.append(('MLM loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'))
-        rows.append(('MLM accuracy', accuracy, f'{most_frequent} (always the most frequent token)'))
-    for name in _other_losses(result):
-        loss, accuracy = _format(result[f'{name}_loss'], '.3f'), _format(result[f'{name}_accuracy'], '.1%')
-        rows.append((f'{name.upper()} loss', f'{loss} nats per token', f'{entropy} (token frequencies alone)'))
-        rows.append((f'{name.upper()} accuracy', accuracy, f'{most_frequent} (always the most frequent token)'))
+    rows = [*_loss_rows(result)]
     if result.get('causal_nats_per_character') is not None:
         unigram_nats = f'{result["unigram_nats_per_character"]:.3f} (character frequencies alone)'
         rows.append(('Read causally', f'{result["causal_nats_per_character"]:.3f} nats per character', unigram_nats))
@@ -341,9 +338,22 @@ def describe(result: dict[str, Any]) -> str:
     return '\n'.join([*lines, *_describe_lengths(result), *_describe_sample(result)])
 
 
-def _other_losses(result: dict[str, Any]) -> list[str]:
-    """Returns the objectives other than `mlm` that were measured."""
-    return [name for name in ('clm', 'mntp') if result.get(f'{name}_loss') is not None]
+def _loss_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields (name, value, baseline) of the losses and accuracies of tokens that were measured, or the missing MLM."""
+    entropy, most_frequent = _format(result['unigram_entropy'], '.3f'), _format(result['most_frequent_accuracy'], '.1%')
+    of_loss, of_accuracy = f'{entropy} (token frequencies alone)', f'{most_frequent} (always the most frequent token)'
+    titles = {'mlm': 'MLM', 'clm': 'CLM', 'mntp': 'MNTP', 'generator': 'Generator', 'rtd': 'RTD'}
+    names = [name for name in titles if result.get(f'{name}_accuracy') is not None] or ['mlm']
+    for name in names:
+        if name == 'rtd':
+            share = result['replaced_share']
+            chance = -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+            of_loss, of_accuracy = (
+                f'{chance:.3f} (share of replaced tokens alone)',
+                f'{1 - share:.1%} (always original)',
+            )
+        yield f'{titles[name]} loss', f'{_format(result[f"{name}_loss"], ".3f")} nats per token', of_loss
+        yield f'{titles[name]} accuracy', _format(result[f'{name}_accuracy'], '.1%'), of_accuracy
 
 
 def _describe_lengths(result: dict[str, Any]) -> list[str]:

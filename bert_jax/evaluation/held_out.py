@@ -50,7 +50,7 @@ class HeldOut:
 
 
 def _describe(metrics: dict[str, float]) -> str:
-    names = [name for name in ('mlm', 'mntp', 'clm') if f'{name}_accuracy' in metrics]
+    names = [name for name in ('mlm', 'mntp', 'clm', 'rtd') if f'{name}_accuracy' in metrics]
     if not names:
         return 'the held-out text has no token to mask, so no loss was measured'
     name = names[0]

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +70,9 @@ class Encoder(nnx.Module):
 class Bert(nnx.Module):
     """The encoder with its pooler."""
 
-    def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs):
-        """Args: vocab_size: rows of the word embeddings, without padding."""
-        self.embeddings = Embeddings(model, vocab_size, rngs)
+    def __init__(self, model: config.Bert, vocab_size: int, rngs: nnx.Rngs, embeddings: Any = None):
+        """Args: vocab_size: rows of the word embeddings, without padding; embeddings: others than new ones."""
+        self.embeddings = embeddings or Embeddings(model, vocab_size, rngs)
         self.encoder = Encoder(model, rngs)
         self.pooler = new_pooler(model, rngs)
 
@@ -92,6 +93,13 @@ class Bert(nnx.Module):
     def pool(self, hidden: jax.Array, cls_positions: Array) -> jax.Array:
         """tanh of a dense layer over the [CLS] vectors: [B, L, D], [B, E] -> [B, E, D]."""
         return jnp.tanh(self.pooler(at_positions(hidden, cls_positions)))
+
+
+def new_encoder(model: config.Bert, vocab_size: int, rngs: nnx.Rngs, embeddings: Any = None) -> Bert:
+    """Returns an encoder without a pooler, with random weights; arguments as for `Bert`."""
+    encoder = Bert(model, vocab_size, rngs, embeddings)
+    del encoder.pooler
+    return encoder
 
 
 def new_pooler(

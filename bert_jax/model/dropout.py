@@ -27,6 +27,10 @@ class DropoutKey:
         """Returns the key of a layer (0 is the embeddings)."""
         return dataclasses.replace(self, layer=layer)
 
+    def of_part(self, part: int) -> 'DropoutKey':
+        """Returns the key of another part of a model, which has its own layers; part: from 1."""
+        return dataclasses.replace(self, base=_hash32(self.base + jnp.uint32(part)))
+
     def of_rows(self, site: int) -> jax.Array:
         """Returns [B] uint32, the keys of the rows for `is_kept`. site: distinguishes the dropouts of one layer."""
         site_key = _hash32(self.base ^ _hash32(jnp.uint32(site) + 16 * jnp.asarray(self.layer, jnp.uint32) + 1))
@@ -65,6 +69,11 @@ def spread(element: jax.Array) -> jax.Array:
 def is_kept_at(spread_element: jax.Array, row_keys: jax.Array, rate: float) -> jax.Array:
     """Returns what `is_kept` does, for an element that is already `spread`."""
     return _hash32(spread_element ^ row_keys) >= jnp.uint32(round(rate * 2**32))
+
+
+def uniform(element: jax.Array, row_keys: jax.Array) -> jax.Array:
+    """Returns float32 above 0 and below 1 by the hash of `is_kept`, with the same arguments."""
+    return ((_hash32(spread(element) ^ row_keys) >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
 def dropout(x: jax.Array, rate: float, key: DropoutKey | None, site: int) -> jax.Array:

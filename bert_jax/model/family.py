@@ -56,6 +56,10 @@ class Family(NamedTuple):
       is_post_norm: whether norms follow the residual connections; otherwise they precede attention and feed-forward.
       has_position_table: whether positions are embeddings that are learned.
       absent_parameters: model -> parameters that are stored but not part of the architecture.
+      new_encoder: (model, vocab size, rngs, embeddings) -> an encoder without heads on these embeddings, for the
+        generator of replaced tokens; None for a family that does not support them.
+      embeddings: the path of the embeddings in the `PretrainingModel`.
+      heads: the paths of its heads.
     """
 
     build: Build
@@ -66,6 +70,9 @@ class Family(NamedTuple):
     is_post_norm: bool = False
     has_position_table: bool = False
     absent_parameters: Callable[[Any], int] = lambda model: 0
+    new_encoder: Callable[..., Any] | None = None
+    embeddings: tuple[str, ...] = ('encoder', 'embeddings')
+    heads: tuple[tuple[str, ...], ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -76,6 +83,9 @@ FAMILIES: dict[str, Family] = {
         decoder_norm=('mlm_norm',),
         is_post_norm=True,
         has_position_table=True,
+        new_encoder=bert.new_encoder,
+        embeddings=('bert', 'embeddings'),
+        heads=(('bert', 'pooler'), ('mlm_transform',), ('mlm_norm',), ('mlm_bias',), ('nsp',)),
     ),
     'modernbert': Family(
         build=modernbert.ModernBertForMaskedLM,
@@ -84,6 +94,8 @@ FAMILIES: dict[str, Family] = {
         decoder_norm=('head', 'norm'),
         attention_radii=modernbert.attention_radii,
         absent_parameters=lambda model: model.hidden_size * (1 + model.norm_bias),  # the norm of the first layer
+        new_encoder=modernbert.new_encoder,
+        heads=(('head',), ('decoder_bias',)),
     ),
     'eurobert': Family(
         build=eurobert.EuroBertForMaskedLM,
@@ -122,9 +134,9 @@ def matmuls(model: config.Model, vocab_size: int, **counts: Any) -> list[Matmul]
     return family_of(model).matmuls(model, vocab_size, **counts)
 
 
-def num_parameters(model: config.Model, vocab_size: int) -> int:
+def num_parameters(model: config.Model, vocab_size: int, build: Build = build_model) -> int:
     """Parameters of a model with its pretraining heads, padding of the vocabulary left out."""
-    shapes = nnx.eval_shape(lambda: build_model(model, vocab_size, nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: build(model, vocab_size, nnx.Rngs(0)))
     variables = jax.tree.leaves(nnx.state(shapes, nnx.Param), is_leaf=is_variable)
     num_rows = model.num_embeddings(vocab_size)
     padding = padded_vocab_size(num_rows) - num_rows

@@ -61,7 +61,7 @@ def vocabulary_bytes(num_tokens: int, activation_bytes: int, tensor: int) -> flo
 
     Args: num_tokens: V.  tensor: devices over which XLA splits the vocabulary.
     """
-    chunk = _parts(num_tokens, tensor)[0].stop
+    chunk = vocabulary_parts(num_tokens, tensor)[0].stop
     return (activation_bytes * num_tokens + 2 * 4 * chunk) / tensor
 
 
@@ -89,7 +89,7 @@ def _forward(x: jax.Array, decoder: jax.Array, bias: jax.Array, labels: jax.Arra
     factor = cpu.with_ones(x_transposed) if _adds_bias_in_matmul(x_transposed) else x_transposed
     chunks = [
         _chunk(factor, decoder[part].astype(dtype), bias[part], labels - part.start)
-        for part in _parts(len(decoder), tensor_parts())
+        for part in vocabulary_parts(len(decoder), tensor_parts())
     ]
     largest_of = jnp.stack([chunk.largest for chunk in chunks])
     largest = largest_of.max(axis=0)
@@ -130,7 +130,7 @@ def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
     of_decoder = jnp.zeros(decoder.shape).at[labels].add(-gradient[:, None] * wide)
     of_bias = jnp.zeros(len(decoder)).at[labels].add(-gradient)
     scales = jax.lax.optimization_barrier(scales * gradient)
-    for part, weights, scale in zip(_parts(len(decoder), tensor_parts()), weights_of, scales, strict=True):
+    for part, weights, scale in zip(vocabulary_parts(len(decoder), tensor_parts()), weights_of, scales, strict=True):
         of_decoder = _added(of_decoder, part, contract(weights, (wide * scale[:, None]).astype(dtype)))
         of_bias = _added(of_bias, part, _weighted_sum(weights, scale))
     return x_gradient, of_decoder, of_bias, None
@@ -139,7 +139,7 @@ def _backward(dtype: str, kept: tuple, gradients: tuple) -> tuple:
 _vocabulary_cross_entropy.defvjp(_forward, _backward)
 
 
-def _parts(num_tokens: int, tensor: int) -> list[slice]:
+def vocabulary_parts(num_tokens: int, tensor: int) -> list[slice]:
     """Returns the chunks of a vocabulary; a single one if XLA splits the vocabulary over devices."""
     num_chunks = 1 if tensor > 1 else min(-(-num_tokens // _CHUNK), _MOST_CHUNKS)
     size = -(-num_tokens // (num_chunks * VOCABULARY_MULTIPLE)) * VOCABULARY_MULTIPLE

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bert_jax.model.dropout import uniform
 from bert_jax.model.inputs import Array
-from bert_jax.model.losses import vocabulary_cross_entropy
+from bert_jax.model.losses import vocabulary_cross_entropy, vocabulary_parts
 from bert_jax.model.matmul import add_bias, project
+from bert_jax.model.platform import tensor_parts
 
 
 class MaskedLM(nnx.Module):
@@ -45,6 +47,28 @@ class MaskedLM(nnx.Module):
             x.reshape(-1, x.shape[-1]), decoder, bias, labels.reshape(-1), self.dtype
         )
         return losses.reshape(labels.shape), hits.reshape(labels.shape)
+
+    def sample(self, hidden: jax.Array, positions: Array, row_keys: jax.Array) -> jax.Array:
+        """Returns [B, P] int32, tokens drawn from the distributions at the given positions, without a gradient.
+
+        By the Gumbel-max trick with hashed noise, in chunks of the vocabulary: the same tokens on any mesh, but for
+        logits that are equal within rounding.
+
+        Args:
+          row_keys: [B] uint32 (`DropoutKey.of_rows`).
+        """
+        x, decoder, bias = jax.lax.stop_gradient(self.decoder_inputs(hidden, positions))
+        bias, shape = self._masked(bias, decoder), jnp.shape(positions)
+        slot = jnp.arange(shape[1], dtype=jnp.uint32)[:, None] * jnp.uint32(self.vocab_size)
+        best, token = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
+        for part in vocabulary_parts(len(decoder), tensor_parts()):
+            logits = add_bias(project(x, decoder[part].T, self.dtype, 'float32'), bias[part])  # BPC
+            index = jnp.arange(part.start, part.stop, dtype=jnp.uint32)
+            logits -= jnp.log(-jnp.log(uniform(slot + index, row_keys[:, None, None])))
+            is_better = logits.max(axis=-1) > best
+            token = jnp.where(is_better, part.start + jnp.argmax(logits, axis=-1), token).astype(jnp.int32)
+            best = jnp.maximum(best, logits.max(axis=-1))
+        return token
 
     def _masked(self, bias: jax.Array | None, decoder: jax.Array) -> jax.Array:
         bias = jnp.zeros(len(decoder)) if bias is None else bias

@@ -41,13 +41,16 @@ class Embeddings(nnx.Module):
         return dropout(self.norm(self.word[...][input_ids]), self.rate, key and key.at(0), site=0)
 
 
-def new_encoder(model: ModernBert, vocab_size: int, rngs: nnx.Rngs) -> PreNormEncoder:
-    """Returns an encoder with layers of global and local attention, with random weights."""
+def new_encoder(model: ModernBert, vocab_size: int, rngs: nnx.Rngs, embeddings: Any = None) -> PreNormEncoder:
+    """Returns an encoder with layers of global and local attention, with random weights.
+
+    Args: embeddings: others than new ones.
+    """
     attention = {
         FULL: Attention(model.global_rope_theta),
         SLIDING: Attention(model.local_rope_theta, model.local_attention // 2),
     }
-    embeddings = Embeddings(model, vocab_size, rngs)
+    embeddings = embeddings or Embeddings(model, vocab_size, rngs)
     kinds = [attention[kind] for kind in model.kinds]
     return PreNormEncoder(model, embeddings, functools.partial(new_layer, model), _new_norm(model), kinds, rngs)
 

@@ -16,11 +16,12 @@ from jax.sharding import AbstractMesh
 from bert_jax import config as config_module
 from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.model.attention import unsupported_reason_of
-from bert_jax.model.family import family_of, matmuls, num_parameters
+from bert_jax.model.family import Build, family_of, matmuls, num_parameters
 from bert_jax.model.layer_stack import pattern_length
 from bert_jax.model.local_attention import is_local, num_blocks
 from bert_jax.model.losses import vocabulary_bytes
 from bert_jax.model.matmul import Matmul, training_flops
+from bert_jax.model.replaced_tokens import build_of, generator_model
 from bert_jax.model.vocabulary import padded_vocab_size
 from bert_jax.plan.hlo import Operation, Work
 from bert_jax.plan.hlo_collectives import Collective
@@ -91,7 +92,13 @@ def estimate(config: Config, axis_sizes: dict[str, int], platform: str = 'cpu') 
     model = dataclasses.replace(config.model, remat='none', dtype='float32')  # neither changes the state
     axes = tuple(axis_sizes.items())
     state = _state_size(
-        model, config.tokenizer.vocab_size, config.optimizer, config.train.steps, config.train.ema, axes
+        model,
+        config.tokenizer.vocab_size,
+        config.optimizer,
+        config.train.steps,
+        config.train.ema,
+        axes,
+        build_of(config.objective),
     )
     batch = batch_shapes(config, AbstractMesh(tuple(axis_sizes.values()), tuple(axis_sizes)))
     return Estimate(
@@ -125,13 +132,15 @@ def _state_size(
     num_steps: int,
     ema: float,
     axes: tuple[tuple[str, int], ...],
+    build: Build,
 ) -> _StateSize:
     """Returns the size of the state of a run on a mesh of these (axis, size) pairs."""
     mesh = AbstractMesh(tuple(size for _, size in axes), tuple(axis for axis, _ in axes))
-    program = build_program(model, optimizer, config_module.Train(steps=num_steps, ema=ema), vocab_size, mesh)
+    train = config_module.Train(steps=num_steps, ema=ema)
+    program = build_program(model, optimizer, train, vocab_size, mesh, build=build)
     shapes, shardings = program.shapes, program.shardings
     return _StateSize(
-        num_parameters(model, vocab_size),
+        num_parameters(model, vocab_size, build),
         _device_bytes(shapes.params, shardings.params),
         _device_bytes((shapes.opt_state, shapes.ema), (shardings.opt_state, shardings.ema)),
         sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
@@ -215,7 +224,12 @@ def _uses_kernel(config: Config, tensor: int, platform: str) -> bool:
 def _activation_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:
     tokens = _rows_per_microbatch(config, axis_sizes) * config.data.sequence_length
     per_token = _kept_bytes_per_token(config, axis_sizes['tensor'], config.model.remat, platform)
-    return config.model.num_layers * tokens * per_token
+    own = config.model.num_layers * tokens * per_token
+    if config.objective.name != 'rtd':
+        return own
+    narrow = generator_model(config.model, config.objective.generator_width)
+    generator = dataclasses.replace(config, model=narrow, objective=config_module.Objective())
+    return own + _activation_bytes(generator, axis_sizes, platform)
 
 
 def _layer_bytes(config: Config, axis_sizes: dict[str, int], platform: str) -> float:

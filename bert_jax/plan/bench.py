@@ -22,6 +22,7 @@ from bert_jax.data.random_rows import RandomRows
 from bert_jax.data.record_stream import RecordStream
 from bert_jax.data.streams import open_streams
 from bert_jax.model.family import num_parameters
+from bert_jax.model.replaced_tokens import build_of
 from bert_jax.plan.matmuls import MatmulTimer, new_timer
 from bert_jax.runtime.devices import peak_memory, published_peak_flops
 from bert_jax.runtime.dtype import resolve_dtype
@@ -135,7 +136,7 @@ def bench(config: Config, seconds: float) -> Bench:
         device=jax.devices()[0].device_kind,
         num_devices=mesh.size,
         mesh=dict(mesh.shape),
-        parameters=num_parameters(config.model, vocab_size),
+        parameters=num_parameters(config.model, vocab_size, build_of(config.objective)),
         dtype=config.model.dtype,
         attention=describe_attention(config, mesh.devices.flat[0].platform, mesh.shape['tensor']),
         data=data,
@@ -263,8 +264,10 @@ class TimedRun:
     """
 
     def __init__(self, config: Config, vocab_size: int, stream: Stream, mesh: Mesh):
-        objective = objective_of(config.objective)
-        program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, objective=objective)
+        build, objective = build_of(config.objective), objective_of(config.objective)
+        program = build_program(
+            config.model, config.optimizer, config.train, vocab_size, mesh, build=build, objective=objective
+        )
         self._batches = device_batches(stream, mesh, 0, _MAX_STEPS)
         self._state = program.init_state(config.train.seed)
         self._compiled: dict[int, Callable] = {}

@@ -13,6 +13,7 @@ import jax
 from bert_jax.config import Config
 from bert_jax.data.device_batches import device_batches
 from bert_jax.data.random_rows import RandomRows
+from bert_jax.model.replaced_tokens import build_of
 from bert_jax.runtime.devices import peak_memory
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.program import build_program
@@ -44,7 +45,8 @@ def measure(config: Config, compiled: Any) -> Measurement:
     """Runs a compiled step (`program.compile_step`) with initial weights on random ids."""
     train, vocab_size = config.train, config.tokenizer.vocab_size
     mesh = make_mesh(config.mesh, config.model, train)
-    state = build_program(config.model, config.optimizer, train, vocab_size, mesh).init_state(train.seed)
+    build = build_of(config.objective)
+    state = build_program(config.model, config.optimizer, train, vocab_size, mesh, build=build).init_state(train.seed)
     stream = RandomRows(config.data, vocab_size, batch_size=train.global_batch_size, seed=train.seed)
     [(_, batch)] = device_batches(stream, mesh, 0, 1)
     earlier_peak, is_resident_size = peak_memory()

@@ -42,7 +42,10 @@ _STEP_SOURCES = (
     'train/compiler.py',
     'train/gradients.py',
     'train/memory.py',
-    *(f'train/objectives/{name}.py' for name in ('interface', 'masked', 'mixture', 'next_token', 'previous_position')),
+    *(
+        f'train/objectives/{name}.py'
+        for name in ('interface', 'masked', 'mixture', 'next_token', 'previous_position', 'replaced')
+    ),
     'train/optimizer.py',
     'train/program.py',
     'train/sharding.py',

@@ -14,6 +14,7 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
+from bert_jax.model.replaced_tokens import to_family
 from bert_jax.pretrained.load import Pretrained, from_params
 from bert_jax.pretrained.provenance import AveragedCheckpoint, Provenance, of_run, start_of
 from bert_jax.runtime.paths import check_path
@@ -139,7 +140,10 @@ def load_average(parts: Sequence[AveragedCheckpoint]) -> Pretrained:
       BadInput: if a checkpoint is damaged.
     """
     first, step = parts[0], max(part.step for part in parts)
-    pretrained = from_params(averaged_params(parts), _model(first), _tokenizer(first), step, _provenance(parts))
+    model, tokenizer = _model(first), _tokenizer(first)
+    objective = identity.load_config(first.workdir).in_phases[0].objective
+    params = to_family(averaged_params(parts), objective, model, tokenizer.vocab_size)
+    pretrained = from_params(params, model, tokenizer, step, _provenance(parts))
     return dataclasses.replace(pretrained, average=tuple(parts))
 
 

@@ -16,7 +16,7 @@ from bert_jax.json_files import read_json
 from bert_jax.model.family import num_parameters
 from bert_jax.pretrained.average import describe_average, evaluation_stem
 from bert_jax.pretrained.families import hub_of
-from bert_jax.pretrained.hub import HubFamily
+from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD, HubFamily
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.provenance import Provenance
 from bert_jax.pretrained.sentences import SentenceSettings
@@ -75,14 +75,21 @@ class Measurement:
 
 
 def model_card(
-    workdir: str, resolved: config.Config, card: config.Card, trained: Pretrained, vectors: SentenceSettings
+    workdir: str,
+    resolved: config.Config,
+    card: config.Card,
+    trained: Pretrained,
+    vectors: SentenceSettings,
+    hub: HubFamily | None = None,
 ) -> str:
     """Returns README.md of an export: YAML front matter for a model hub, then Markdown.
 
     Args:
       vectors: how sentence-transformers and `embed` make a vector of a text.
+      hub: the family that the files are of; by default, that of the model.
     """
-    hub, untrained, step = hub_of(trained.config), trained.provenance.untrained_heads, trained.step or 0
+    hub = hub or hub_of(trained.config)
+    untrained, step = trained.provenance.untrained_heads, trained.step or 0
     parameters = num_parameters(trained.config, trained.tokenizer.vocab_size)
     name = title(card, workdir, f'{hub.title} encoder, {parameters / 1e6:,.1f}M parameters')
     fills_masks = hub.fills_masks(untrained)
@@ -105,7 +112,8 @@ def model_card(
     ]
     if step:
         sections.append('## Training\n\n' + table(training))
-        sections += [f'The pooler and the pair head were trained on {pair}.' for pair in _pair_objective(resolved)]
+        if hub.predicts_pairs(untrained):
+            sections += [f'The pooler and the pair head were trained on {pair}.' for pair in _pair_objective(resolved)]
     sections += ['## Evaluation\n\n' + _evaluation(measured), citation(hub)]
     return '\n\n'.join(sections) + '\n'
 
@@ -286,6 +294,7 @@ def _untrained(provenance: Provenance, step: int, pairing: str) -> Iterator[str]
     names = ' and the '.join(heads) if len(heads) < 3 else f'{", ".join(heads[:-1])} and {heads[-1]}'
     is_one = len(heads) == 1
     reason = ', because training used single texts (`data.pairing=none`)' if step and pairing == 'none' else ''
+    reason = ', because the last objective trains none' if step and {MLM_HEAD, PREDICTION_HEAD} & {*heads} else reason
     yield (
         f'The {names} {"is" if is_one else "are"} untrained and {"was" if is_one else "were"} not exported{reason}. '
         f'`transformers` initializes {"it" if is_one else "them"} at random in the classes that need '
@@ -302,6 +311,8 @@ def _training_facts(resolved: config.Config, step: int, fingerprint: dict[str, A
     data, train, phases = resolved.data, resolved.train, resolved.in_phases
     batches = [f'{phase.train.global_batch_size:,} rows of {phase.data.sequence_length} tokens' for phase in phases]
     begun = {'Initial model': f'another model (hash of its weights: {fingerprint["init"]})'} if resolved.init else {}
+    if (objectives := ', then '.join(dict.fromkeys(str(phase.objective) for phase in phases))) != 'mlm':
+        begun |= {'Objective': objectives}
     return begun | {
         'Steps': f'{step:,} of {train.steps:,} planned',
         'Batch': ', then '.join(batches) + (', several sequences packed in a row' if data.packing else ''),

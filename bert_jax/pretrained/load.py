@@ -20,6 +20,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import is_local
 from bert_jax.model.family import Build, PretrainingModel, build_model
 from bert_jax.model.inputs import Inputs
+from bert_jax.model.replaced_tokens import to_family
 from bert_jax.pretrained import hugging_face, tensor_names
 from bert_jax.pretrained.families import hub_of
 from bert_jax.pretrained.hub import HEADS, MLM_HEAD
@@ -367,7 +368,8 @@ def _from_workdir(workdir: str, step: int | None) -> Pretrained:
     state = restore_whole(workdir, resolved, tokenizer.vocab_size, step)
     step, start = int(state.step), start_of(workdir)
     model = config.model_at(resolved, step)
-    return from_params(state.weights, model, tokenizer, step, of_run(resolved, step, start))
+    params = to_family(state.weights, resolved.in_phases[0].objective, model, tokenizer.vocab_size)
+    return from_params(params, model, tokenizer, step, of_run(resolved, step, start))
 
 
 def from_params(

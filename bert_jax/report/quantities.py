@@ -46,7 +46,18 @@ CLM_LOSS = Quantity('clm_loss', 'CLM loss')
 CLM_ACCURACY = Quantity('clm_accuracy', 'CLM accuracy', is_fraction=True)
 MNTP_LOSS = Quantity('mntp_loss', 'MNTP loss')
 MNTP_ACCURACY = Quantity('mntp_accuracy', 'MNTP accuracy', is_fraction=True)
-OF_OTHER_OBJECTIVES = (CLM_LOSS, CLM_ACCURACY, MNTP_LOSS, MNTP_ACCURACY)
+RTD_LOSS = Quantity('rtd_loss', 'RTD loss')
+RTD_ACCURACY = Quantity('rtd_accuracy', 'RTD accuracy', is_fraction=True)
+GENERATOR_LOSS = Quantity('generator_loss', 'MLM loss of the generator')
+OF_OTHER_OBJECTIVES = (
+    CLM_LOSS,
+    CLM_ACCURACY,
+    MNTP_LOSS,
+    MNTP_ACCURACY,
+    RTD_LOSS,
+    RTD_ACCURACY,
+    GENERATOR_LOSS,
+)
 NSP_LOSS = Quantity('nsp_loss', 'NSP loss', 'chance', chance=math.log(2))
 NSP_ACCURACY = Quantity('nsp_accuracy', 'NSP accuracy', 'chance', chance=0.5, is_fraction=True)
 TASK_LOSS = Quantity('loss', 'Loss')

@@ -19,6 +19,7 @@ from bert_jax.config import Config, max_sequences, num_predictions
 from bert_jax.console import say, size
 from bert_jax.data.batches import Batch
 from bert_jax.errors import BadInput, is_exhausted
+from bert_jax.model.replaced_tokens import build_of
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import batch_sharding, mesh_of_run
 from bert_jax.train.objectives import objective_of
@@ -47,8 +48,10 @@ def batch_shapes(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
 
 def lower_step(config: Config, mesh: Mesh, vocab_size: int) -> jax.stages.Lowered:
     """Lowers the step of a run, or of a phase with its values in the single fields; nothing is allocated."""
-    objective = objective_of(config.objective)
-    program = build_program(config.model, config.optimizer, config.train, vocab_size, mesh, objective=objective)
+    build, objective = build_of(config.objective), objective_of(config.objective)
+    program = build_program(
+        config.model, config.optimizer, config.train, vocab_size, mesh, build=build, objective=objective
+    )
     return program.lower(batch_shapes(config, mesh))
 
 

@@ -18,6 +18,7 @@ from bert_jax.train.exact import make_exact_step
 from bert_jax.train.objectives import objective_of
 from bert_jax.train.objectives.interface import Objective, VectorObjective
 from bert_jax.train.objectives.masked import MASKED_TOKENS
+from bert_jax.train.objectives.replaced import ReplacedTokenDetection
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.state import TrainState, init_state, model_graph, state_shardings
 from bert_jax.train.step import Forward, StepParts, make_forward, make_train_step
@@ -190,7 +191,12 @@ def build_program(
       phases: of the run; their values take the place of the optimizer's. For their models and objectives see
         `of_phases`.
       build, objective: the model and what it learns.
+
+    Raises:
+      BadInput: if the tensor axis cannot split the heads of a generator.
     """
+    if isinstance(objective, ReplacedTokenDetection):
+        objective.check(model, mesh.shape['tensor'])
     transform = make_optimizer(optimizer, train.steps, phases)
     shapes, shardings = state_shardings(model, vocab_size, transform, mesh, build, has_ema=bool(train.ema))
     return TrainProgram(

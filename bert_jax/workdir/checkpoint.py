@@ -32,7 +32,8 @@ from bert_jax.console import say
 from bert_jax.errors import BadInput
 from bert_jax.files import is_local, matching, size_of, write_whole
 from bert_jax.json_files import read_json
-from bert_jax.model.family import Build, build_model, check_size
+from bert_jax.model.family import Build, check_size
+from bert_jax.model.replaced_tokens import build_of
 from bert_jax.runtime import processes
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.runtime.paths import check_path
@@ -326,7 +327,7 @@ def checkpoint_directory(workdir: str) -> epath.Path:
 
 
 def restore_whole(
-    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build = build_model
+    workdir: str, config: Config, vocab_size: int, step: int | None = None, build: Build | None = None
 ) -> TrainState:
     """Returns the state of a checkpoint (by default the newest), in full on the first device of each process.
 
@@ -345,11 +346,14 @@ def restore_on(
     config: Config,
     vocab_size: int,
     step: int | None = None,
-    build: Build = build_model,
+    build: Build | None = None,
 ) -> TrainState:
     """Returns the state of a checkpoint (by default the newest), sharded over a mesh.
 
     The run may be training: if it deletes the checkpoint that is being read, a newer one is read instead.
+
+    Args:
+      build: makes the model; by default, that of a pretraining run.
 
     Raises:
       BadInput: if there is no such checkpoint, if it is damaged, or if the run deletes the one named by `step`.
@@ -363,6 +367,7 @@ def restore_on(
                     raise _damage_error(checkpoints, workdir, chosen, damage)
                 size = checkpoints.num_elements(chosen)
                 check_size(config.model, vocab_size, size, workdir, f'{workdir}/checkpoints/{chosen}')
+                build = build or build_of(config.in_phases[0].objective)
                 program = program or build_program(
                     config.model, config.optimizer, config.train, vocab_size, mesh, phases=config.phases, build=build
                 )

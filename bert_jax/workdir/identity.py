@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from etils import epath
 
 from bert_jax import config as config_module
-from bert_jax.config import FAMILIES, Config, Data, Optimizer, Train
+from bert_jax.config import FAMILIES, Config, Data, Objective, Optimizer, Train
 from bert_jax.config.fields import Role, identity_of, names_with, with_values_before, without_places_to_write
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.console import say
@@ -139,6 +139,7 @@ _OPTIONAL = {  # names that a fingerprint may lack
     *(f'data.{name}' for name in names_with(Role.IDENTITY_IF_SET, Data)),
     *(f'optimizer.{name}' for name in names_with(Role.IDENTITY_IF_SET, Optimizer)),
     *(f'train.{name}' for role in _IF_SET for name in names_with(role, Train)),
+    *(f'objective.{name}' for role in _IF_SET for name in names_with(role, Objective)),
 }
 _SHAPES = {  # names that determine the shapes and names of the arrays of a state
     'tokenizer',
@@ -146,6 +147,7 @@ _SHAPES = {  # names that determine the shapes and names of the arrays of a stat
     *(f'model.{name}' for section in FAMILIES.values() for name in names_with(Role.SHAPES, section)),
     *(f'optimizer.{name}' for name in names_with(Role.SHAPES, Optimizer)),
     *(f'train.{name}' for name in names_with(Role.SHAPES_IF_SET, Train)),
+    *(f'objective.{name}' for name in names_with(Role.SHAPES_IF_SET, Objective)),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from bert_jax import config
 from bert_jax.data.batches import CorpusStream
 from bert_jax.data.device_batches import local_rows, make_global
+from bert_jax.model.replaced_tokens import build_of
 from bert_jax.runtime.mesh import make_mesh
 from bert_jax.train.objectives import objective_of
 from bert_jax.train.program import build_program
@@ -76,7 +77,9 @@ def train_steps(
 ) -> Curve:
     """Trains `train.steps` steps, on the first four batches again and again; the fast step is compiled once."""
     mesh = make_mesh(config.Mesh(**axes), model, train, jax.devices()[: int(np.prod(list(axes.values())))])
-    program = build_program(model, optimizer, train, VOCAB, mesh, objective=objective_of(objective))
+    program = build_program(
+        model, optimizer, train, VOCAB, mesh, build=build_of(objective), objective=objective_of(objective)
+    )
     state, rows, losses = program.init_state(seed=0), local_rows(mesh, BATCH), []
     for index in range(train.steps):
         state, metrics = program.train_step(state, make_global(stream.batch(index % 4, rows), rows, mesh, BATCH))

@@ -25,6 +25,7 @@ OBJECTIVES = {
     'clm': config.Objective(name='clm'),
     'mntp': config.Objective(name='mntp'),
     'mixture': config.Objective(name='mntp', causal_share=0.25),
+    'rtd': config.Objective(name='rtd', generator_width=0.5),
 }
 
 
@@ -50,7 +51,7 @@ def unmasked(stream: CorpusStream) -> list[np.ndarray]:
     return ids
 
 
-def _key(step: int, rows: np.ndarray | range = range(BATCH)) -> DropoutKey:
+def _key(step: int | jax.Array, rows: np.ndarray | range = range(BATCH)) -> DropoutKey:
     return DropoutKey(dropout_base(0, jnp.asarray(step)), jnp.asarray(np.asarray(rows), jnp.uint32))
 
 
@@ -98,12 +99,12 @@ def test_masked_tokens_are_predicted_from_the_position_before(stream: CorpusStre
 @pytest.mark.parametrize('share', [0.0625, 0.25, 0.9])
 def test_rows_are_causal_in_their_share_whatever_device_holds_them(share: float) -> None:
     """Independently of each other: the variance of the number in a batch is that of a binomial distribution."""
-    counts = np.array([np.asarray(causal_rows(_key(step), share)).sum() for step in range(1000)])
+    by_step = np.asarray(jax.jit(jax.vmap(lambda step: causal_rows(_key(step), share)))(jnp.arange(1000)))
+    counts = by_step.sum(axis=1)
     deviation = np.sqrt(share * (1 - share) * BATCH)
     assert abs(counts.mean() - share * BATCH) < 4 * deviation / np.sqrt(len(counts))
     assert counts.std() == pytest.approx(deviation, rel=0.1)
-    by_row = np.array([np.asarray(causal_rows(_key(step), share)) for step in range(1000)]).mean(axis=0)
-    assert np.abs(by_row - share).max() < 5 * np.sqrt(share * (1 - share) / 1000)
+    assert np.abs(by_step.mean(axis=0) - share).max() < 5 * np.sqrt(share * (1 - share) / 1000)
     whole, part = causal_rows(_key(3), share), causal_rows(_key(3, np.arange(4, 9)), share)
     np.testing.assert_array_equal(np.asarray(whole)[4:9], part)
 
@@ -151,11 +152,12 @@ def test_loss_of_a_mixture_weighs_the_mean_losses_by_the_share() -> None:
     [
         ('bert', 'clm'),
         ('modernbert', 'mixture'),
+        ('bert', 'rtd'),
         *(
             pytest.param(family, name, marks=pytest.mark.slow)
             for family in ('bert', 'modernbert')
             for name in OBJECTIVES
-            if (family, name) not in (('bert', 'clm'), ('modernbert', 'mixture'))
+            if (family, name) not in (('bert', 'clm'), ('modernbert', 'mixture'), ('bert', 'rtd'))
         ),
     ],
 )
@@ -183,10 +185,10 @@ def test_exact_sums_give_the_same_bits_for_a_mixture(stream_of: Callable) -> Non
 def test_head_runs_at_every_position_of_objectives_with_causal_rows() -> None:
     counts = {'rows': 3, 'length': 32, 'visible_length': 32, 'predictions': 3 * 5, 'sequences': 3}
     ordinary = {matmul.name: matmul for matmul in matmuls(MODELS['bert'], 100, **counts)}
-    for name, expected in (('clm', 96), ('mixture', 96), ('mntp', 15)):
+    for name, expected, visible in (('clm', 96, 16.5), ('mixture', 96, 0.25 * 16.5 + 0.75 * 32), ('mntp', 15, 32)):
         found = {each.name: each for each in objective_of(OBJECTIVES[name]).matmuls(MODELS['bert'], 100, **counts)}
         assert found['vocabulary'].m == expected
-        assert found['intermediate'] == ordinary['intermediate']
+        assert found['intermediate'] == ordinary['intermediate'] and found['attention scores'].n == visible
 
 
 def test_equal_settings_give_the_same_objective() -> None:

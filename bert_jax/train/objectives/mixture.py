@@ -20,7 +20,7 @@ from bert_jax.model.losses import cross_entropy
 from bert_jax.model.matmul import Matmul
 from bert_jax.train.objectives.interface import Objective, mean, ratio
 from bert_jax.train.objectives.masked import MaskedSums, MaskedTokens, summed
-from bert_jax.train.objectives.next_token import NextTokenSums, everywhere, next_tokens, predicting_everywhere
+from bert_jax.train.objectives.next_token import NextTokenSums, everywhere, next_tokens, read_causally
 
 _SITE = 15  # of the hash that chooses the rows; no dropout of layer 0 has it
 
@@ -146,7 +146,7 @@ class Mixture(Objective):
 
     def matmuls(self, model: Any, vocab_size: int, **counts: Any) -> list[Matmul]:
         """Returns those of the model with its head at every position, as causal rows need it."""
-        return matmuls(model, vocab_size, **predicting_everywhere(counts))
+        return matmuls(model, vocab_size, **read_causally(counts, self.causal_share))
 
 
 def causal_rows(key: DropoutKey, share: float) -> jax.Array:

@@ -4,6 +4,7 @@ Rows come with masks, as for every objective; their original tokens are restored
 """
 
 import dataclasses
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +76,7 @@ class NextToken(Objective):
 
     def matmuls(self, model: Any, vocab_size: int, **counts: Any) -> list[Matmul]:
         """Returns those of the model with its head at every position."""
-        return matmuls(model, vocab_size, **predicting_everywhere(counts))
+        return matmuls(model, vocab_size, **read_causally(counts))
 
 
 NEXT_TOKEN = NextToken()
@@ -104,6 +105,14 @@ def everywhere(ids: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
 
 
-def predicting_everywhere(counts: dict[str, Any]) -> dict[str, Any]:
-    """Returns the counts of `family.matmuls` with a prediction at each position, where there were any predictions."""
-    return counts | {'predictions': counts['rows'] * counts['length'] if counts['predictions'] else 0}
+def read_causally(counts: dict[str, Any], share: float = 1.0) -> dict[str, Any]:
+    """Returns the counts of `family.matmuls` for causal rows: the head at each position, and half of the pairs visible.
+
+    Args:
+      share: of the rows that are causal; the head runs everywhere in all of them.
+    """
+    changed = {'predictions': counts['rows'] * counts['length'] if counts['predictions'] else 0}
+    if not counts.get('as_computed'):  # implementations compute what they mask
+        visible = counts['visible_length']
+        changed['visible_length'] = visible - Fraction(share) * (visible - 1) / 2
+    return counts | changed
