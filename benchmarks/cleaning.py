@@ -53,7 +53,7 @@ def main(_: list[str]) -> None:
             seconds = _seconds(lambda cleaner=cleaner, stats=stats: list(cleaner.clean(documents, stats)))
             dropped = ', '.join(f'{count:,} {reason}' for reason, count in sorted(stats.counts.items()))
             print(f'  {label:26} {num_bytes / seconds / 1e6:8.1f} MB/s   {dropped}', flush=True)
-        seconds = _seconds(lambda: write_pairs(documents, directory / 'lines' / '00000'))
+        seconds = _seconds(lambda: write_pairs(documents, directory / 'lines' / '00000', 100))
         print(f'  {"boilerplate, first pass":26} {num_bytes / seconds / 1e6:8.1f} MB/s', flush=True)
         _measure_prepare(documents, directory, num_bytes)
 

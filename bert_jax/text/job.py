@@ -106,7 +106,8 @@ class PrepareJob:
         if directory.is_dir():
             return 0, 0
         directory.parent.mkdir(exist_ok=True)
-        num_documents = write_pairs(read_chunk(self.chunks[chunk_index], self.options, stats), directory)
+        documents = read_chunk(self.chunks[chunk_index], self.options, stats)
+        num_documents = write_pairs(documents, directory, self.options.boilerplate_documents)
         return num_documents, stats.characters
 
     def _lines_directory(self, chunk_index: int) -> pathlib.Path:

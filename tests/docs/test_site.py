@@ -94,6 +94,7 @@ QUESTIONS = {
     'resume a stopped run': 'getting-started/your-own-text/',
     'out of memory': 'guides/distributed/',
     'bring my own vocabulary': 'getting-started/your-own-text/',
+    'clean text quality rules': 'guides/clean/',
     'whole word masking': 'guides/batches/',
     'continue pretraining domain text': 'guides/continue-pretraining/',
     'add words to the vocabulary': 'guides/continue-pretraining/',

@@ -2,7 +2,8 @@
 
 A first pass over the text writes a pair of hashes (line, document) for each line of each document, in sorted runs.
 Ranges of hashes are then read from all runs, each small enough for memory, and the documents of each line are counted.
-Equal documents have equal hashes and count once, so copies of a document do not turn its lines into boilerplate.
+Equal documents have equal hashes and count once, so copies of a document do not turn its lines into boilerplate. A run
+holds at most `min_documents` pairs of a line, which is enough to know that it is frequent.
 The second pass drops the lines. The result depends on neither the number of processes nor their order.
 
     LINES/00012/run-00000.npy        uint64 [N, 2], pairs of a chunk, sorted
@@ -22,7 +23,7 @@ from bert_jax.text.splits import NpyWriter
 
 FILE_NAME = 'boilerplate.npy'
 _PAIRS_PER_RUN = 1 << 21  # 32 MiB
-_PAIRS_AT_ONCE = 1 << 22  # of a range, approximately
+_PAIRS_AT_ONCE = 1 << 21  # of a range, approximately
 _DIGITS = re.compile(r'\d+')
 
 
@@ -47,8 +48,12 @@ class Boilerplate:
         return self._digests[np.minimum(indices, len(self._digests) - 1)] == digests
 
 
-def write_pairs(documents: Iterable[Document], directory: pathlib.Path) -> int:
-    """Writes the pairs of the lines and documents of a chunk to its directory, atomically; returns the documents."""
+def write_pairs(documents: Iterable[Document], directory: pathlib.Path, min_documents: int) -> int:
+    """Writes the pairs of the lines and documents of a chunk to its directory, atomically; returns the documents.
+
+    Args:
+      min_documents: that a line must occur in to be boilerplate.
+    """
     num_documents = num_runs = size = 0
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
@@ -58,16 +63,24 @@ def write_pairs(documents: Iterable[Document], directory: pathlib.Path) -> int:
             parts.append((lines, np.full(len(lines), int.from_bytes(digest, 'little'), np.uint64)))
             num_documents, size = num_documents + 1, size + len(lines)
             if size >= _PAIRS_PER_RUN:
-                np.save(temporary / f'run-{num_runs:05d}.npy', _sorted_pairs(parts))
+                np.save(temporary / f'run-{num_runs:05d}.npy', _sorted_pairs(parts, min_documents))
                 num_runs, parts, size = num_runs + 1, [], 0
         if parts:
-            np.save(temporary / f'run-{num_runs:05d}.npy', _sorted_pairs(parts))
+            np.save(temporary / f'run-{num_runs:05d}.npy', _sorted_pairs(parts, min_documents))
     return num_documents
 
 
-def _sorted_pairs(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    pairs = np.stack([np.concatenate(column) for column in zip(*parts, strict=True)], axis=1)
-    return pairs[np.argsort(pairs[:, 0], kind='stable')]
+def _sorted_pairs(parts: list[tuple[np.ndarray, np.ndarray]], min_documents: int) -> np.ndarray:
+    pairs = _distinct(np.stack([np.concatenate(column) for column in zip(*parts, strict=True)], axis=1))
+    firsts = np.flatnonzero(np.append(True, pairs[1:, 0] != pairs[:-1, 0]))
+    ranks = np.arange(len(pairs)) - np.repeat(firsts, np.diff(np.append(firsts, len(pairs))))
+    return pairs[ranks < min_documents]
+
+
+def _distinct(pairs: np.ndarray) -> np.ndarray:
+    """Returns the different pairs, sorted."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs[np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)]]
 
 
 def find_boilerplate(
@@ -95,7 +108,5 @@ def find_boilerplate(
 
 def _frequent(pairs: np.ndarray, min_documents: int) -> np.ndarray:
     """Returns the lines, ascending, that are in pairs with at least `min_documents` different documents."""
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    is_new = np.append(True, (pairs[1:] != pairs[:-1]).any(axis=1))[: len(pairs)]
-    lines, counts = np.unique(pairs[is_new, 0], return_counts=True)
+    lines, counts = np.unique(_distinct(pairs)[:, 0], return_counts=True)
     return lines[counts >= min_documents]

@@ -63,12 +63,10 @@ def has_duplicate_ngrams(words: list[str], total: int) -> bool:
 
 
 def _duplicate_characters(words: list[str], n: int) -> int:
-    ngrams = [*_ngrams(words, n)]
-    seen = set(ngrams)
-    if len(seen) == len(ngrams):
+    if len(set(_ngrams(words, n))) == max(0, len(words) - n + 1):
         return 0
     seen, characters, covered_to = set(), 0, 0
-    for start, ngram in enumerate(ngrams):
+    for start, ngram in enumerate(_ngrams(words, n)):
         if ngram in seen:
             characters += num_characters(words[max(start, covered_to) : start + n])
             covered_to = start + n

@@ -161,7 +161,8 @@ def find(documents, min_documents, directory, chunk_size=7):
     directories = []
     for start in range(0, len(documents), chunk_size):
         directories.append(directory / 'lines' / f'{start:05d}')
-        write_pairs([Document('\n'.join(lines)) for lines in documents[start : start + chunk_size]], directories[-1])
+        of_chunk = [Document('\n'.join(lines)) for lines in documents[start : start + chunk_size]]
+        write_pairs(of_chunk, directories[-1], min_documents)
     find_boilerplate(directories, min_documents, directory / 'boilerplate.npy', directory)
     found = Boilerplate(directory / 'boilerplate.npy')
     return lambda line: bool(found.are_in(line_digests(line))[0])
@@ -177,6 +178,16 @@ def test_boilerplate_agrees_with_counting_in_memory(tmp_path, monkeypatch, at_on
     counts = Counter(line for lines in distinct for line in {*lines})
     assert {is_boilerplate(line) for line in counts} == {False, True}
     assert all(is_boilerplate(line) == (count >= 4) for line, count in counts.items())
+
+
+def test_frequent_line_takes_little_space(tmp_path):
+    is_boilerplate = find(
+        [['everywhere', f'line {chr(97 + i // 26)}{chr(97 + i % 26)}'] for i in range(500)], 3, tmp_path
+    )
+    assert is_boilerplate('everywhere') and not is_boilerplate('line aa')
+    directory = tmp_path / 'one chunk' / 'lines' / '00000'
+    write_pairs([Document(f'everywhere\n{i} {"x" * i}') for i in range(500)], directory, 3)
+    assert len(np.load(directory / 'run-00000.npy')) == 500 + 3
 
 
 def test_copies_and_repetitions_within_a_document_are_no_boilerplate(tmp_path):
