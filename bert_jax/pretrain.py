@@ -25,6 +25,7 @@ from bert_jax.data.fill import fill_of_phases
 from bert_jax.data.mixture import MixtureStream, describe_sources
 from bert_jax.data.skips import merged
 from bert_jax.data.streams import Streams, open_streams
+from bert_jax.errors import as_started
 from bert_jax.evaluation.evaluator import Evaluator
 from bert_jax.evaluation.fill_in import Examples, FillIn
 from bert_jax.evaluation.held_out import HeldOut
@@ -254,7 +255,8 @@ def _describe(
     if is_new and (total := sum(epochs)) > MOST_EPOCHS:
         lines.append(
             f'warning: the run trains for {total:,.0f} epochs; beyond about {MOST_EPOCHS} it learns little more. '
-            f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / total)}'
+            f'Use more text, or {flags_of_shorter(config, MOST_EPOCHS / total)}; '
+            f'`{as_started("bert-jax advise --config=…")}` chooses size and epochs for a text'
         )
     return '\n'.join(lines)
 

@@ -229,6 +229,7 @@ _STAGES = {
     'evaluation': 'Evaluation',
     'finetune': 'Fine-tuning',
     'plan': 'Planning',
+    'advise': 'Advice',
     'sweep': 'Sweeps',
     'report': 'Reports',
 }

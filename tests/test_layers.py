@@ -23,7 +23,7 @@ LAYERS = (
     ('evaluation',),
     ('loop',),
     ('pretrain', 'finetune', 'plan'),
-    ('report',),
+    ('report', 'advise'),
     ('sweep',),
     ('cli',),
     ('__main__', '__init__'),

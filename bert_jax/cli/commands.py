@@ -1,6 +1,7 @@
 """All commands, grouped as `--help` lists them."""
 
 from bert_jax.cli import (
+    advise,
     anneal,
     bench,
     doctor,
@@ -21,7 +22,7 @@ from bert_jax.cli import (
 )
 
 _MODULES = {
-    'Prepare': (prepare, doctor, plan),
+    'Prepare': (advise, prepare, doctor, plan),
     'Train': (train, anneal, import_model, finetune, mine),
     'Inspect': (evaluate, report),
     'Use': (export, fill_mask, embed, predict),

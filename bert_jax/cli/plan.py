@@ -23,7 +23,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     if target_name == 'here':
         select_platform(config)
     else:
-        _use_the_cpu()
+        use_the_cpu()
     from bert_jax.plan import describe, phased, planning, scaling, search, traffic
 
     if values.search:
@@ -70,7 +70,7 @@ def _epochs(config: Config) -> list[float]:
     return estimate_epochs(config, load_corpus(corpus).train) if has_corpus else []
 
 
-def _use_the_cpu() -> None:
+def use_the_cpu() -> None:
     """Keeps jax from waiting for an accelerator: a plan for another machine needs none."""
     import jax
 

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from bert_jax.activity import activity, printed_a_line
 from bert_jax.console import duration, printable, progress_bar, say
+from bert_jax.errors import as_started
 
 _SECONDS_TO_ESTIMATE, _STEPS_TO_ESTIMATE = 5.0, 2  # measured after the first step, which compiles
 _A_DAY, _TOO_LONG = 86_400, 14 * 86_400  # seconds
@@ -115,9 +116,11 @@ class Progress:
         say(f'{duration(seconds)} per step: the {steps} about {duration(seconds * num_left)}.')
         if seconds * num_left > _TOO_LONG:
             flags = self._flags_of_shorter(_A_DAY / seconds / self._num_steps)
+            advise = as_started('bert-jax advise --config=… --hours=24')
             say(
                 f'warning: this run is too large for these devices. With {flags} it takes about a day here; a smaller '
-                'model or batch makes each step faster; `plan --target=…` predicts the time on other devices.'
+                f'model or batch makes each step faster. `{advise}` chooses a size for the text and the time; '
+                '`plan --target=…` predicts the time on other devices.'
             )
 
 

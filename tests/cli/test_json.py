@@ -79,6 +79,7 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     task = ['--config=finetune/glue.py:sst2', '--config.task.directory=glue', '--config.task.sequence_length=16']
     phases = ['--config.phases=({"steps": 1, "sequence_length": 16}, {"steps": 1, "sequence_length": 32})']
     plan = ['plan', *flags, '--target=b200:1x8', '--price=2.0']
+    yield ['advise', *flags, '--target=h100:1x1', '--price=3.0']
     yield ['prepare', *flags, '--tokenizer_only']
     yield ['prepare', *flags, '--config.data.corpus=sharded', '--shard=1/2']
     yield ['prepare', *flags, '--show=1']
