@@ -4,9 +4,11 @@
 
 Writes bert_jax/advise/runs.json (points, coefficients, error), and in --runs table.md and scaling_grid.svg. The points
 are those of the finished runs of the grid and its checks, and two longer runs that the documentation describes. The fit
-minimizes the errors of the logarithm of the loss, with weak priors at the published exponents (0.35) and the published
-R of repetitions (15.4), because a small grid does not determine all six coefficients. The held-out error is that of
-runs left out of the fit, one run with all its budgets at a time; the checks are printed.
+minimizes the errors of the logarithm of the loss, with a factor for each text and with priors at the published
+exponents (0.35) and the published R of repetitions (15.4), because a small grid does not determine all coefficients.
+The held-out error is that of runs left out of the fit, one run with all its budgets at a time; the checks are printed.
+Points whose loss is above 65% of the baseline know little more than the frequencies of tokens: they have not left the
+plateau at the beginning of training, which no power law describes, and are listed but not fitted.
 """
 
 import argparse
@@ -16,22 +18,23 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from bert_jax.advise.law import PUBLISHED, Law, encoder_parameters
+from bert_jax.advise.law import PLATEAU, PUBLISHED, Law, encoder_parameters
 
 _FILE = Path(__file__).resolve().parent.parent / 'bert_jax' / 'advise' / 'runs.json'
 _ERROR = 0.01  # of the logarithm of a loss, in units of which the priors count
 _REFITS = 60
 _STARTS = ((0.1, 2.0, 2.0), (0.3, 5.0, 20.0), (0.2, 1.0, 100.0))  # E, A, B
 
-# (centre, width) of the priors on log E, log A, alpha, log B, beta, log R.
+TEXT_SPREAD = 0.1  # of the logarithm of the loss, between texts
+# (centre, width) of the priors on the logarithms of E, A, alpha, B, beta and R.
 _PRIORS = (
-    (math.log(0.2), 0.7), (math.log(5.0), 3.0), (PUBLISHED.alpha, 0.1),
-    (math.log(20.0), 3.0), (PUBLISHED.beta, 0.1), (math.log(PUBLISHED.R), 0.7),
+    (math.log(0.2), 0.5), (math.log(5.0), 3.0), (math.log(PUBLISHED.alpha), 0.2),
+    (math.log(20.0), 3.0), (math.log(PUBLISHED.beta), 0.2), (math.log(PUBLISHED.R), 0.5),
 )  # fmt: skip
 Point = dict[str, Any]
 
@@ -41,12 +44,12 @@ DOCUMENTED: tuple[Point, ...] = (
     {
         'run': 'documented-quickstart', 'text': 'docstrings', 'size': 'L2_H128', 'encoder_parameters': 393_216,
         'corpus_characters': 14_200_000, 'characters': 28_800_000, 'unique_characters': 14_200_000,
-        'epochs': 2.03, 'steps': 3100, 'nats_per_character': 1.452, 'unigram_nats_per_character': 3.133,
+        'epochs': 28.8 / 14.2, 'steps': 3100, 'nats_per_character': 1.452, 'unigram_nats_per_character': 3.133,
     },
     {
         'run': 'documented-pretraining-pays', 'text': 'reviews', 'size': 'L4_H128', 'encoder_parameters': 786_432,
         'corpus_characters': 64_150_000, 'characters': 94_000_000, 'unique_characters': 64_150_000,
-        'epochs': 1.47, 'steps': 11_449, 'nats_per_character': 1.541, 'unigram_nats_per_character': 3.054,
+        'epochs': 94 / 64.15, 'steps': 11_449, 'nats_per_character': 1.541, 'unigram_nats_per_character': 3.054,
     },
 )  # fmt: skip
 
@@ -78,41 +81,62 @@ def read_points(directory: Path) -> list[Point]:
     return points
 
 
-def fit(points: Sequence[Point]) -> Law:
+def is_learned(point: Point) -> bool:
+    """Whether a run has learned more than the frequencies of tokens."""
+    return point['nats_per_character'] < PLATEAU * point['unigram_nats_per_character']
+
+
+class Fit(NamedTuple):
+    """A law, and the factor of each text, by which its losses differ from those of the law."""
+
+    law: Law
+    factors: dict[str, float]
+
+
+def fit(points: Sequence[Point]) -> Fit:
     """Fits a law to points: masked-word nats per character over the unigram baseline."""
-    parameters, characters, unique, losses = _arrays(points)
+    texts = sorted({point['text'] for point in points})
+    columns, losses = _columns(points), np.log(_relative_losses(points))
+    of_text = np.array([texts.index(point['text']) for point in points])
+    centres, widths = np.array([*_PRIORS, *[(0.0, TEXT_SPREAD)] * len(texts)]).T
 
     def residuals(theta: np.ndarray) -> np.ndarray:
-        law = _law(theta)
-        predicted = [law(*each) for each in zip(parameters, characters, unique, strict=True)]
-        errors = (np.log(predicted) - np.log(losses)) / _ERROR
-        priors = [(value - centre) / width for value, (centre, width) in zip(theta, _PRIORS, strict=True)]
-        return np.concatenate([np.clip(errors, -1e6, 1e6), priors])
+        law, factors = _law(theta), theta[len(_PRIORS) :]
+        predicted = np.log(_predicted(law, columns)) + factors[of_text]
+        return np.concatenate([(predicted - losses) / _ERROR, (theta - centres) / widths])
 
-    starts = [
-        [math.log(E), math.log(A), PUBLISHED.alpha, math.log(B), PUBLISHED.beta, math.log(PUBLISHED.R)]
+    found = [
+        least_squares(residuals, np.concatenate([[math.log(E), math.log(A), start[2], math.log(B)], start[4:]]))
         for E, A, B in _STARTS
+        for start in [centres]
     ]
-    found = [least_squares(residuals, start, loss='soft_l1', max_nfev=500) for start in starts]
-    return _law(min(found, key=lambda each: each.cost).x)
+    theta = min(found, key=lambda each: each.cost).x
+    return Fit(_law(theta), dict(zip(texts, np.exp(theta[len(_PRIORS) :]).tolist(), strict=True)))
 
 
 def _law(theta: np.ndarray) -> Law:
-    E, A, alpha, B, beta, R = map(float, theta)
-    return Law(math.exp(E), math.exp(A), alpha, math.exp(B), beta, math.exp(R))
+    E, A, alpha, B, beta, R = np.exp(theta[: len(_PRIORS)]).tolist()
+    return Law(E, A, alpha, B, beta, R)
 
 
-def _arrays(points: Sequence[Point]) -> tuple[np.ndarray, ...]:
+def _columns(points: Sequence[Point]) -> np.ndarray:
+    """Returns [3, points]: parameters, characters, distinct characters."""
     names = ('encoder_parameters', 'characters', 'unique_characters')
-    columns = [np.array([point[name] for point in points], float) for name in names]
-    return *columns, np.array([point['nats_per_character'] / point['unigram_nats_per_character'] for point in points])
+    return np.array([[point[name] for point in points] for name in names], float)
 
 
-def errors(law: Law, points: Sequence[Point]) -> np.ndarray:
-    """Returns the relative errors of the predictions."""
-    parameters, characters, unique, losses = _arrays(points)
-    predicted = [law(*each) for each in zip(parameters, characters, unique, strict=True)]
-    return np.array(predicted) / losses - 1
+def _relative_losses(points: Sequence[Point]) -> np.ndarray:
+    return np.array([point['nats_per_character'] / point['unigram_nats_per_character'] for point in points])
+
+
+def _predicted(law: Law, columns: np.ndarray) -> np.ndarray:
+    return np.array([law(*each) for each in columns.T.tolist()])
+
+
+def errors(found: Fit, points: Sequence[Point]) -> np.ndarray:
+    """Returns the relative errors of the predictions; a text that was not fitted has a factor of 1."""
+    factors = np.array([found.factors.get(point['text'], 1.0) for point in points])
+    return _predicted(found.law, _columns(points)) * factors / _relative_losses(points) - 1
 
 
 def held_out_errors(points: Sequence[Point]) -> dict[str, np.ndarray]:
@@ -129,12 +153,13 @@ def refits(points: Sequence[Point], count: int = _REFITS) -> list[Law]:
     runs, rng = sorted({point['run'] for point in points}), np.random.default_rng(0)
     by_run = {run: [point for point in points if point['run'] == run] for run in runs}
     samples = ([by_run[run] for run in rng.choice(runs, len(runs))] for _ in range(count))
-    return [fit([point for run in sample for point in run]) for sample in samples]
+    return [fit([point for run in sample for point in run]).law for sample in samples]
 
 
 def content(points: list[Point], left_out: np.ndarray, machine: str) -> dict[str, Any]:
     """Returns the content of runs.json; left_out: errors of the points when their runs are left out."""
-    law = fit(points)
+    fitted = [point for point in points if is_learned(point)]
+    found = fit(fitted)
     return {
         'origin': {
             'command': 'python -m benchmarks.scaling_grid --text=reviews.jsonl.gz --output=runs/scaling --workers=2',
@@ -143,16 +168,18 @@ def content(points: list[Point], left_out: np.ndarray, machine: str) -> dict[str
             'date': datetime.date.today().isoformat(),
         },
         'fit': {
-            'law': dataclasses.asdict(law),
+            'law': dataclasses.asdict(found.law),
+            'text_factors': found.factors,
+            'text_spread': TEXT_SPREAD,
             'held_out_error': float(np.sqrt(np.mean(left_out**2))),
-            'fitted_error': float(np.sqrt(np.mean(errors(law, points) ** 2))),
-            'refits': [dataclasses.asdict(each) for each in refits(points)],
+            'fitted_error': float(np.sqrt(np.mean(errors(found, fitted) ** 2))),
+            'refits': [dataclasses.asdict(each) for each in refits(fitted)],
         },
-        'points': points,
+        'points': [point | {'is_fitted': is_learned(point)} for point in points],
     }
 
 
-def table(points: list[Point], law: Law) -> str:
+def table(points: list[Point], found: Fit) -> str:
     """Returns a Markdown table with a row per corpus and size, and a column per budget."""
     steps = sorted({point['steps'] for point in points})
     lines = [
@@ -160,7 +187,7 @@ def table(points: list[Point], law: Law) -> str:
         '|---|--:|---|--:|' + '--:|' * len(steps),
     ]
     by_run: dict[tuple[str, int, int, str], dict[int, str]] = {}
-    for point, error in zip(points, errors(law, points), strict=True):
+    for point, error in zip(points, errors(found, points), strict=True):
         key = (point['text'], point['corpus_characters'], point['encoder_parameters'], point['size'])
         cell = f'{point["nats_per_character"]:.3f} ({-error:+.1%}), {point["epochs"]:.1f}'
         by_run.setdefault(key, {})[point['steps']] = cell
@@ -176,7 +203,7 @@ def table(points: list[Point], law: Law) -> str:
     return '\n'.join(lines)
 
 
-def draw(points: list[Point], law: Law, path: Path) -> None:
+def draw(points: list[Point], found: Fit, path: Path) -> None:
     """Draws measured against predicted losses."""
     import matplotlib
 
@@ -185,7 +212,7 @@ def draw(points: list[Point], law: Law, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.5, 4.2))
-    predicted = (errors(law, points) + 1) * [point['nats_per_character'] for point in points]
+    predicted = (errors(found, points) + 1) * [point['nats_per_character'] for point in points]
     for text, marker in (('reviews', 'o'), ('docstrings', '^')):
         chosen = [index for index, point in enumerate(points) if point['text'] == text]
         if chosen:
@@ -210,11 +237,12 @@ def main() -> None:
     add('--file', type=Path, default=_FILE, help='file to write')
     flags = parser.parse_args()
     points = read_points(flags.runs)
-    left_out = held_out_errors(points)
+    fitted_points = [point for point in points if is_learned(point)]
+    left_out = held_out_errors(fitted_points)
     found = content(points, np.concatenate(list(left_out.values())), flags.machine)
     flags.file.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     fitted = found['fit']
-    law = Law(**fitted['law'])
+    law = Fit(Law(**fitted['law']), fitted['text_factors'])
     text = table(points, law)
     (flags.runs / 'table.md').write_text(text + '\n', encoding='utf-8')
     draw(points, law, flags.runs / 'scaling_grid.svg')
@@ -222,7 +250,7 @@ def main() -> None:
     for run, relative in left_out.items():
         if not run.startswith(('check', 'documented')):
             continue
-        measured = [point['nats_per_character'] for point in points if point['run'] == run]
+        measured = [point['nats_per_character'] for point in fitted_points if point['run'] == run]
         cells = [f'{m:.3f}, predicted {m * (1 + e):.3f} ({e:+.1%})' for m, e in zip(measured, relative, strict=True)]
         print(f'{run}, left out: {"; ".join(cells)}')
 

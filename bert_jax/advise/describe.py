@@ -2,7 +2,7 @@
 
 from bert_jax.advise import sizes
 from bert_jax.advise.advice import Advice
-from bert_jax.advise.law import PARAMETERS_PER_TOKEN, PUBLISHED
+from bert_jax.advise.law import PARAMETERS_PER_TOKEN, PLATEAU, PUBLISHED
 from bert_jax.config.sizes import SIZES
 from bert_jax.console import duration, short
 from bert_jax.plan.describe import describe_cost
@@ -37,7 +37,7 @@ def describe(advice: Advice) -> str:
 def _text(advice: Advice) -> list[str]:
     text = advice.text
     about = '' if text.is_complete else 'about '
-    scripts = ', '.join(f'{name.title()} {share:.0%}' for name, share in list(text.scripts.items())[:3])
+    scripts = ', '.join(f'{name} {share:.0%}' for name, share in list(text.scripts.items())[:3])
     language = 'mostly English' if text.is_english else 'not mostly English'
     return [
         f'Text: {about}{short(text.characters)} characters, {text.letters:.0%} of them letters ({scripts}), {language}.'
@@ -114,8 +114,11 @@ def _expected(advice: Advice) -> list[str]:
     lines = [
         f'Expected: {value:.2f} masked-word nats per character on held-out text, {low:.2f} to {high:.2f} in 4 of 5 '
         f'cases (`evaluate` prints it). Character frequencies alone have {advice.text.unigram:.2f}.',
-        f'  Fitted to {len(runs.points)} points of this project; error on runs left out: {runs.held_out_error:.1%}.',
+        f'  Fitted to {len(runs.fitted)} points of this project; error on runs left out: {runs.held_out_error:.1%}; '
+        f'texts differ by {runs.text_spread:.0%}.',
     ]
+    if value > PLATEAU * advice.text.unigram:
+        lines.append('  That is little more than the frequencies of tokens: so short a run teaches little.')
     if found.beyond:
         far = ', '.join(
             f'{_QUANTITIES[name]} {factor:,.0f} times'

@@ -14,7 +14,9 @@ import json
 import math
 from typing import Any, NamedTuple
 
+PLATEAU = 0.65  # of the unigram baseline; runs above have learned little more than the frequencies of tokens
 _QUANTILES = (0.1, 0.9)  # of a range
+_TOLERANCE = 1.02  # beyond the runs that is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Runs:
       law: in encoder parameters and characters; its loss is masked-word nats per character over the unigram baseline.
       refits: laws fitted to resampled runs.
       held_out_error: relative standard deviation of the error for runs left out of the fit.
+      text_spread: the same of the differences between texts.
       origin: command, machine and date.
     """
 
@@ -77,7 +80,13 @@ class Runs:
     law: Law
     refits: tuple[Law, ...]
     held_out_error: float
+    text_spread: float
     origin: dict[str, Any]
+
+    @property
+    def fitted(self) -> list[dict[str, Any]]:
+        """The points that the law is fitted to."""
+        return [point for point in self.points if point['is_fitted']]
 
     def predict(self, parameters: float, characters: float, unique: float, unigram: float) -> Range:
         """Returns the expected masked-word nats per character.
@@ -86,25 +95,25 @@ class Runs:
           unigram: nats per character of a model that knows only the frequencies of characters.
         """
         values = sorted(law(parameters, characters, unique) for law in self.refits)
-        spread = 1.2816 * self.held_out_error  # the same quantiles of a normal distribution
+        # The same quantiles of a normal distribution.
+        spread = 1.2816 * math.hypot(self.held_out_error, self.text_spread)
         value = self.law(parameters, characters, unique)
         low, high = (values[min(int(q * len(values)), len(values) - 1)] for q in _QUANTILES)
         below, above = (math.hypot(value - low, value * spread), math.hypot(high - value, value * spread))
         return Range(value * unigram, max(value - below, 0.0) * unigram, min(value + above, 1.0) * unigram)
 
-    def limits(self, name: str) -> tuple[float, float]:
-        """Returns the smallest and largest value of a quantity in the points."""
-        values = [point[name] for point in self.points]
-        return min(values), max(values)
-
     def beyond(self, parameters: float, characters: float, unique: float) -> dict[str, float]:
-        """Returns how many times each quantity exceeds (above 1) or falls short of (below 1) those of the runs."""
+        """Returns how many times each quantity exceeds (above 1) or falls short of (below 1) those of the fitted runs.
+
+        Fewer epochs than theirs are no extrapolation, as fresh text is what the law is simplest about.
+        """
         found = {}
         epochs = characters / min(unique, characters)
         asked = {'encoder_parameters': parameters, 'characters': characters, 'epochs': epochs}
         for name, value in asked.items():
-            low, high = self.limits(name)
-            if not low <= value <= high:
+            values = [point[name] for point in self.fitted]
+            low, high = 0.0 if name == 'epochs' else min(values), max(values)
+            if not low / _TOLERANCE <= value <= high * _TOLERANCE:
                 found[name] = value / (high if value > high else low)
         return found
 
@@ -119,5 +128,6 @@ def load_runs() -> Runs:
         Law(**fit['law']),
         tuple(Law(**law) for law in fit['refits']),
         fit['held_out_error'],
+        fit['text_spread'],
         content['origin'],
     )

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from bert_jax.text.corpus import read_manifest
 from bert_jax.text.documents import ReadOptions, read_chunk
 from bert_jax.text.existing import weighted_sources
 from bert_jax.text.prepare import plan_sources
+from bert_jax.text.scripts import OTHER, script_of
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
@@ -35,7 +35,7 @@ class TextSample:
       characters: of the whole text; estimated unless `is_complete`.
       is_complete: whether all of the text was read or it is a prepared corpus.
       documents: the sample: beginnings of documents from all parts of the text.
-      scripts: share of the letters by script, such as {'LATIN': 0.98}.
+      scripts: share of the letters by script, such as {'Latin': 0.98}.
       letters: share of the characters that are letters.
       english: share of the words that are among the 24 most frequent ones of English.
       unigram: nats per character without white space of a model that knows only how frequent each character is.
@@ -147,8 +147,8 @@ def _described(
     total = max(counts.total(), 1)
     scripts: Counter[str] = Counter()
     for character, count in counts.items():
-        if character.isalpha():
-            scripts[unicodedata.name(character, 'UNKNOWN').split()[0]] += count
+        if (script := script_of(character)) != OTHER:
+            scripts[script] += count
     words = Counter(word for text in documents for word in _WORD.findall(text.lower()))
     return TextSample(
         characters,

@@ -81,7 +81,7 @@ def _existing_model(text: TextSample, base_tokens: float) -> tuple[str, str]:
             if is_small
             else ('an English encoder of base size', 'answerdotai/ModernBERT-base')
         )
-    script = max(text.scripts, key=lambda name: text.scripts[name], default='LATIN')
-    language = f'the language of your text ({script.title()} script, not English)'
+    script = max(text.scripts, key=lambda name: text.scripts[name], default='unknown')
+    language = f'the language of your text ({script} script, not English)'
     example = 'jhu-clsp/mmBERT-small' if is_small else 'jhu-clsp/mmBERT-base'
     return f'an encoder for {language}, or a multilingual one', example

@@ -12,7 +12,7 @@ from bert_jax.advise.vocabulary import Measured, choose_size
 from bert_jax.config import Config
 from bert_jax.plan.targets import parse_target
 
-ENGLISH = TextSample(1e8, True, ('a text',), {'LATIN': 1.0}, 0.95, 0.35, 2.9, None)
+ENGLISH = TextSample(1e8, True, ('a text',), {'Latin': 1.0}, 0.95, 0.35, 2.9, None)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ ENGLISH = TextSample(1e8, True, ('a text',), {'LATIN': 1.0}, 0.95, 0.35, 2.9, No
         ({'characters': 2e10}, 5e9, 'scratch', 'English'),
         ({'characters': 2e10}, 1e7, 'continue', 'English'),  # too few hours
         ({'letters': 0.3}, 1e7, 'scratch', 'English'),  # no prose
-        ({'english': 0.02, 'scripts': {'CYRILLIC': 1.0}}, 1e9, 'continue', 'Cyrillic'),
+        ({'english': 0.02, 'scripts': {'Cyrillic': 1.0}}, 1e9, 'continue', 'Cyrillic'),
     ],
 )
 def test_start_follows_from_text_and_tokens(change: dict, own_tokens: float, kind: str, model: str) -> None:

@@ -29,9 +29,9 @@ def test_published_law_is_equation_17_of_its_paper() -> None:
 
 def test_runs_of_the_package_have_points_and_a_fit_with_its_error() -> None:
     runs = load_runs()
-    assert len({point['run'] for point in runs.points}) >= 2 and len(runs.refits) >= 20
+    assert len({point['run'] for point in runs.fitted}) >= 2 and len(runs.refits) >= 20
     assert 0 < runs.held_out_error < 0.5 and {'command', 'machine', 'date'} <= runs.origin.keys()
-    point = runs.points[-1]
+    point = runs.fitted[-1]
     asked = [point[name] for name in ('encoder_parameters', 'characters', 'unique_characters')]
     value, low, high = runs.predict(*asked, point['unigram_nats_per_character'])
     assert low <= value <= high and value == pytest.approx(point['nats_per_character'], rel=0.2)
@@ -45,6 +45,7 @@ def test_fit_recovers_a_known_law_where_it_has_points() -> None:
     points = [
         {
             'run': f'{parameters}-{unique}',
+            'text': 'reviews',
             'encoder_parameters': parameters,
             'characters': unique * epochs,
             'unique_characters': unique,
@@ -57,4 +58,4 @@ def test_fit_recovers_a_known_law_where_it_has_points() -> None:
     ]
     found = scaling_fit.fit(points)
     assert np.abs(scaling_fit.errors(found, points)).max() < 0.01
-    assert math.log(found.R / LAW.R) == pytest.approx(0, abs=0.3)
+    assert math.log(found.law.R / LAW.R) == pytest.approx(0, abs=0.3)
