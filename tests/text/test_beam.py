@@ -17,7 +17,8 @@ TOKENIZER = config.Tokenizer(vocab_size=200)
 
 def test_beam_writes_the_same_corpus_and_names_a_bad_file(tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 1000)
-    data = config.Data(source=write_documents(tmp_path / 'a', make_documents(200)), corpus=str(tmp_path / 'single'))
+    source = write_documents(tmp_path / 'a', make_documents(200))
+    data = config.Data(source=source, corpus=str(tmp_path / 'single'), boilerplate_documents=4, redact=('email',))
     prepare(data, TOKENIZER, progress=False)
     with_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
     prepare(with_beam, TOKENIZER, beam=['--runner=DirectRunner'], progress=False)
