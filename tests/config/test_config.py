@@ -292,6 +292,13 @@ _ONLY_READ = {
 _NAMES_NO_PLACE = {
     'data.text_field',
     'data.group_field',
+    'data.template',
+    'data.columns',
+    'data.delimiter',
+    'data.encoding',
+    'data.languages',
+    'data.quality_rules',
+    'data.redact',
     'data.bucket_lengths',
     'train.stop_at',
     'train.skip',
