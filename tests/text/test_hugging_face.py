@@ -55,6 +55,16 @@ def test_saved_dataset_is_read_by_split(tmp_path):
         read(f'hf:{tmp_path}/one', text_field='body')
 
 
+def test_damaged_state_of_a_saved_dataset_is_an_error(tmp_path):
+    save_to_disk(tmp_path / 'a', TEXTS)
+    with pytest.raises(BadInput, match='has no splits'):
+        read(f'hf:{tmp_path}/a:train')
+    for content, found in (('{', 'is not JSON'), ('{}', 'lists no names'), ('{"_data_files": ["../x"]}', 'lists no')):
+        (tmp_path / 'a' / 'state.json').write_text(content)
+        with pytest.raises(BadInput, match=f'state.json: {found}'):
+            read(f'hf:{tmp_path}/a')
+
+
 def test_large_arrow_file_is_divided_by_batches(tmp_path, monkeypatch):
     save_to_disk(tmp_path / 'a', TEXTS, num_files=1, batch=7)
     monkeypatch.setattr(chunks, '_MIN_CHUNK', 2000)
@@ -160,6 +170,10 @@ def test_dataset_that_the_hub_converts_in_part_is_read_from_its_own_files(hub):
     hub('org/big/data/train-00001-of-00002.parquet', TEXTS[30:60])
     hub('org/big/data/test-00000-of-00001.parquet', TEXTS[60:])
     assert read('hf:hub/org/big') == TEXTS[:60]
+    directory = 'hf:hf://datasets/org/big/data'  # on any object store
+    assert read(directory) == TEXTS[:60] and read(f'{directory}:test') == TEXTS[60:]
+    with pytest.raises(BadInput, match='hf://datasets/org/none is not a directory'):
+        read('hf:hf://datasets/org/none')
 
 
 def test_unknown_dataset_on_the_hub_is_an_error(hub):

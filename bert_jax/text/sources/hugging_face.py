@@ -3,14 +3,13 @@
 The files themselves are Arrow or parquet; the library `datasets` is not needed.
 """
 
-import json
-import os
 import re
 from typing import NamedTuple
 
 from etils import epath
 
 from bert_jax.errors import BadInput
+from bert_jax.json_files import read_given_json
 from bert_jax.text.sources.files import find_files
 
 HUB = 'hub/'
@@ -35,7 +34,7 @@ def find_local(location: str) -> Files:
       BadInput: if the directory holds neither, or not the split.
     """
     directory, split = location, ''
-    if not os.path.isdir(location):
+    if not epath.Path(location).is_dir() and not location.rpartition(':')[2].startswith('//'):  # as in gs://bucket
         directory, _, split = location.rpartition(':')
     where = f'config.data.source=hf:{location}'
     path = epath.Path(directory or location)
@@ -43,18 +42,30 @@ def find_local(location: str) -> Files:
         fix = f'--config.data.source=hf:hub/{location}, if it is the name of a dataset on the hub'
         raise BadInput(where, f'{path} is not a directory', 'DIR[:SPLIT]', fix)
     if (path / _DICTIONARY).exists():
-        splits = json.loads((path / _DICTIONARY).read_text())['splits']
+        splits = _read_names(path / _DICTIONARY, 'splits')
         path /= _chosen(split or _DEFAULT_SPLIT, splits, where, f'hf:{directory}')
     elif split and (path / split / _STATE).exists():
         path /= split
+    elif split and (path / _STATE).exists():
+        raise BadInput(where, f'{path} has no splits', 'one dataset', f'--config.data.source=hf:{directory}')
     if (path / _STATE).exists():
-        names = [entry['filename'] for entry in json.loads((path / _STATE).read_text())['_data_files']]
-        return Files('arrow', [path / name for name in names])
+        return Files('arrow', [path / name for name in _read_names(path / _STATE, '_data_files', 'filename')])
     for kind in ('parquet', 'arrow'):
         if paths := find_files(str(path), (f'.{kind}',)):
             return Files(kind, _of_split(path, paths, split, where))
     expected = 'a directory of datasets.save_to_disk, or of .parquet or .arrow files'
     raise BadInput(where, f'{path} holds no dataset', expected)
+
+
+def _read_names(path: epath.Path, key: str, inner_key: str = '') -> list[str]:
+    """Returns the names that a file of `datasets` lists, each of a file or directory next to it."""
+    expected = 'a file that datasets.save_to_disk wrote'
+    listed = read_given_json(path, expected).get(key)
+    entries = listed if isinstance(listed, list) else [None]
+    names = [entry.get(inner_key) if inner_key and isinstance(entry, dict) else entry for entry in entries]
+    if not all(isinstance(name, str) and name and '/' not in name for name in names):
+        raise BadInput(str(path), f'lists no names in {key!r}', expected, 'save the dataset again')
+    return names
 
 
 def _chosen(name: str, names: list[str], where: str, prefix: str) -> str:
