@@ -63,9 +63,10 @@ def _read_names(path: epath.Path, key: str, inner_key: str = '') -> list[str]:
     listed = read_given_json(path, expected).get(key)
     entries = listed if isinstance(listed, list) else [None]
     names = [entry.get(inner_key) if inner_key and isinstance(entry, dict) else entry for entry in entries]
-    if not all(isinstance(name, str) and name and '/' not in name for name in names):
+    valid = [name for name in names if isinstance(name, str) and name and '/' not in name]
+    if len(valid) < len(names):
         raise BadInput(str(path), f'lists no names in {key!r}', expected, 'save the dataset again')
-    return names
+    return valid
 
 
 def _chosen(name: str, names: list[str], where: str, prefix: str) -> str:
