@@ -115,7 +115,7 @@ def define(command: Command, config: Any = None, overrides: Sequence[str] = ()) 
                 flag.name, config, flag.meaning, flag_values=values, sys_argv=['', *overrides]
             )
         else:
-            flag.define(flag.name, flag.default, flag.meaning, flag_values=values, **flag.bounds)
+            flag.define(flag.name, flag.default, help=flag.meaning, flag_values=values, **flag.bounds)
     return values
 
 
