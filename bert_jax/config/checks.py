@@ -152,6 +152,9 @@ def _check_reading(data: Data) -> None:
         raise BadInput('config.data.template', found, 'one of the two', '--config.data.text_field=text')
     if data.columns and not kinds & {'csv', 'tsv'}:
         raise BadInput('config.data.columns', 'is set, and no source is of csv or tsv files', '()')
+    if data.near_duplicate_unit != 'document' and not data.near_duplicates:
+        found, expected = f'is {data.near_duplicate_unit!r}, and data.near_duplicates is 0', 'a similarity, such as 0.8'
+        raise BadInput('config.data.near_duplicate_unit', found, expected, '--config.data.near_duplicates=0.8')
     named = [name for _, name in template_parts(data.template) if name] if data.template else [data.text_field]
     missing = [name for name in (*named, data.group_field) if name and name not in data.columns]
     if data.columns and missing:

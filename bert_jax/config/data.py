@@ -208,6 +208,17 @@ class Data:
     )
     # what to replace in the text: 'email' by <EMAIL>, 'phone' numbers by <PHONE>, 'card' numbers by <CARD>
     redact: tuple = setting((), 'a tuple of ' + ', '.join(map(repr, REDACTED)), are_redacted, role=Role.CONTENT_IF_SET)
+    # drop near copies: texts at least this similar to one that stays, such as 0.8; 0: keep them. The similarity is the
+    # share of the words of two texts that both have. A copy with 5% of its words replaced has 0.90, with 11% 0.80
+    near_duplicates: float = setting(
+        0.0,
+        '0 (off), or a number from 0.7 to 1',
+        lambda value: value == 0 or 0.7 <= value <= 1,
+        role=Role.CONTENT_IF_SET,
+    )
+    # what near_duplicates compares: documents, or documents and then the paragraphs (lines) of at least 20 words in the
+    # documents that stay
+    near_duplicate_unit: str = setting('document', choices=('document', 'paragraph'), role=Role.CONTENT_IF_SET)
     # split lines into sentences; False takes each line as one sentence
     split_sentences: bool = setting(True, role=Role.CONTENT)
     # text to evaluate on; empty: part of `source`

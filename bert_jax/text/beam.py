@@ -15,6 +15,7 @@ from bert_jax.errors import BadInput
 from bert_jax.files import write_whole
 from bert_jax.json_files import read_json
 from bert_jax.text.job import PrepareJob
+from bert_jax.text.near_duplicates.shuffle import write_links
 from bert_jax.text.progress import LABEL_WIDTH
 
 
@@ -51,6 +52,21 @@ class BeamPool:
         if self._progress:
             elapsed = duration(time.monotonic() - start)
             say(f'{phase + ":":{LABEL_WIDTH}} {quantity(len(arguments), "chunk")}, {elapsed}')
+
+    def compare(self) -> None:
+        """Finds the near copies among the texts of all chunks, which must be finished; see `Pool.compare`."""
+        settings, directory, start = self._job.near_duplicates, self._job.links_directory, time.monotonic()
+        if settings is None:
+            return
+        directory.mkdir(exist_ok=True)
+        for table in settings.tables:
+            finished = directory / f'{table}.finished'
+            if not finished.exists():
+                with apache_beam.Pipeline(options=PipelineOptions(self._options)) as pipeline:
+                    write_links(pipeline, self._job.sketches(table), settings, directory, table)
+                write_whole(finished, '')
+        if self._progress:
+            say(f'{"comparing:":{LABEL_WIDTH}} {duration(time.monotonic() - start)}')
 
 
 def _call(arguments: tuple, job: PrepareJob, method: str) -> Any:

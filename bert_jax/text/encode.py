@@ -5,6 +5,7 @@ CHUNK/sentences.bin    uint32, number of tokens of each sentence
 CHUNK/lines.bin        LINE records, one per line of text
 CHUNK/documents.bin    DOCUMENT records
 CHUNK/characters.npy   int64 [2, N], see `scripts.py`
+CHUNK/documents.*.bin  sketches, and lines.*.bin, see `near_duplicates/files.py`
 CHUNK/chunk.json       counts and checksums; its presence marks the chunk as finished
 """
 
@@ -27,6 +28,8 @@ from bert_jax.json_files import read_json
 from bert_jax.text.blanks import BlankRule
 from bert_jax.text.checksums import compute_checksums
 from bert_jax.text.documents import Document
+from bert_jax.text.near_duplicates.files import ChunkSketcher
+from bert_jax.text.near_duplicates.settings import NearDuplicates
 from bert_jax.text.scripts import TextCounts
 from bert_jax.text.sentences import split_lines_into_sentences
 from bert_jax.text.stats import Stats
@@ -164,13 +167,20 @@ def _ends_of_white_space() -> np.ndarray:
 
 
 def write_chunk(
-    documents: Iterable[Document], stats: Stats, encoder: Encoder, directory: pathlib.Path, *, hash_lines: bool
+    documents: Iterable[Document],
+    stats: Stats,
+    encoder: Encoder,
+    directory: pathlib.Path,
+    *,
+    hash_lines: bool,
+    near_duplicates: NearDuplicates | None = None,
 ) -> None:
     """Writes an encoded chunk to its directory, atomically; does nothing if the directory exists.
 
     Args:
       stats: filled while `documents` are read, complete after the last one.
       hash_lines: False leaves the digests of lines at 0.
+      near_duplicates: the search for near copies that the sketches are for; None writes no sketches.
 
     Raises:
       BadInput: see `read_chunk`.
@@ -181,6 +191,7 @@ def write_chunk(
     # Not in the directory of the chunks, which may be many: the search for leftovers lists the whole directory.
     with new_directory(directory, temporary_in=directory.parents[1]) as temporary:
         num_documents, open_document, counts = 0, _OpenDocument(), TextCounts()
+        sketcher = None if near_duplicates is None else ChunkSketcher(temporary, near_duplicates)
         with (
             _garbage_collection_paused(),
             (temporary / 'tokens.bin').open('wb') as tokens_file,
@@ -190,7 +201,9 @@ def write_chunk(
         ):
             for batch in _batches(_blocks(documents)):
                 num_documents += sum(block.is_last for block in batch)
-                ids, sentences, lines, table = _encode_batch(batch, open_document, encoder, stats, counts, hash_lines)
+                ids, sentences, lines, table = _encode_batch(
+                    batch, open_document, encoder, stats, counts, hash_lines, sketcher
+                )
                 for file, values in (
                     (tokens_file, ids),
                     (sentences_file, sentences),
@@ -199,6 +212,8 @@ def write_chunk(
                 ):
                     file.write(values.tobytes())
         counts.save(temporary)
+        if sketcher is not None:
+            sketcher.close()
         record = stats.as_json() | {
             'scripts': counts.by_script,
             'num_documents': num_documents,
@@ -308,6 +323,7 @@ def _encode_batch(
     stats: Stats,
     text_counts: TextCounts,
     hash_lines: bool,
+    sketcher: ChunkSketcher | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns (ids, sentence lengths, LINE records, DOCUMENT records) of the documents and sentences with tokens."""
     lines_of_blocks = [block.text.split('\n') for block in batch]
@@ -352,6 +368,9 @@ def _encode_batch(
     table = open_document.close_with(batch, texts, counts)
     document_is_kept = table['lines'] > 0
     stats.counts['empty_document'] += int((~document_is_kept).sum())
+    if sketcher is not None:
+        is_last = [block.is_last for block in batch]
+        sketcher.add([block.text for block in batch], is_last, document_is_kept, line_texts, line_is_kept)
     return ids, lengths[has_tokens].astype(np.uint32), lines[line_is_kept], table[document_is_kept]
 
 

@@ -7,6 +7,7 @@
         texts/00012.json         stats of that part; its presence marks the part as finished
         tokenizer/
         chunks/00012/            an encoded chunk, see `encode.py`
+        links/documents-*.bin    pairs of near copies, see `near_duplicates`; lines-*.bin likewise
 
 Every file and directory appears atomically, so any number of processes on any number of hosts can work on a job and be
 killed at any time.
@@ -28,13 +29,17 @@ from bert_jax.text.chunks import Chunk, Source
 from bert_jax.text.cleaning.boilerplate import FILE_NAME, find_boilerplate, write_pairs
 from bert_jax.text.cleaning.cleaner import read_cleaned
 from bert_jax.text.documents import Document, read_chunk
-from bert_jax.text.encode import Encoder, read_chunk_record, write_chunk
+from bert_jax.text.encode import DOCUMENT, LINE, Encoder, read_chunk_record, write_chunk
+from bert_jax.text.near_duplicates.comparison import links_of_bucket
+from bert_jax.text.near_duplicates.files import StoredSketches
+from bert_jax.text.near_duplicates.settings import NearDuplicates
 from bert_jax.text.reasons import describe_dropped
 from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 
 _VERSION = 5  # of the format of encoded chunks
+_RECORD_BYTES = {'documents': DOCUMENT.itemsize, 'lines': LINE.itemsize}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,27 @@ class PrepareJob:
     def encoder(self) -> Encoder:
         """The encoder of the tokenizer in `tokenizer_directory`."""
         return Encoder(load_saved_tokenizer(self.tokenizer_directory))
+
+    @functools.cached_property
+    def near_duplicates(self) -> NearDuplicates | None:
+        """The search for near copies; None if they stay."""
+        if not self.options.near_duplicates:
+            return None
+        return NearDuplicates(self.options.near_duplicates, self.options.near_duplicate_unit)
+
+    @property
+    def links_directory(self) -> pathlib.Path:
+        return self.directory / 'links'
+
+    def links(self) -> dict[str, list[pathlib.Path]]:
+        """Returns {table: files of the links between its records}, for each table that was searched for near copies."""
+        tables = () if self.near_duplicates is None else self.near_duplicates.tables
+        return {table: sorted(self.links_directory.glob(f'{table}-*.bin')) for table in tables}
+
+    def sketches(self, table: str) -> StoredSketches:
+        """Returns the sketches of all chunks, which must be finished."""
+        chunks = [self.chunk_directory(index) for index in range(len(self.chunks))]
+        return StoredSketches(chunks, table, _RECORD_BYTES[table])
 
     def chunk_directory(self, chunk_index: int) -> pathlib.Path:
         return self.directory / 'chunks' / f'{chunk_index:05d}'
@@ -181,10 +207,27 @@ class PrepareJob:
                 documents = self._sampled_documents(chunk_index)
             else:
                 documents = self._read(chunk_index, stats)
-            write_chunk(documents, stats, self.encoder, directory, hash_lines=self.options.deduplicate_lines)
+            write_chunk(
+                documents,
+                stats,
+                self.encoder,
+                directory,
+                hash_lines=self.options.deduplicate_lines,
+                near_duplicates=self.near_duplicates,
+            )
         record = read_chunk_record(directory)
         assert record is not None  # written above
         return record['num_documents'], record['characters']
+
+    def compare(self, table: str, band: int, part: int, num_parts: int) -> None:
+        """Writes the links of a bucket of sketches to `links`."""
+        path = self.links_directory / f'{table}-{band:03d}-{part:05d}-of-{num_parts:05d}.bin'
+        if not path.is_file():
+            assert self.near_duplicates is not None  # otherwise there are no buckets
+            path.parent.mkdir(exist_ok=True)
+            links = links_of_bucket(self.sketches(table), self.near_duplicates, band, part, num_parts)
+            with new_file(path, temporary_in=self.directory) as temporary:
+                links.tofile(temporary)
 
     def _read(self, chunk_index: int, stats: Stats) -> Generator[Document, None, None]:
         return read_cleaned(self.chunks[chunk_index], self.options, stats, self.directory)

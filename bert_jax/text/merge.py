@@ -19,6 +19,7 @@ from bert_jax.errors import BadInput
 from bert_jax.json_files import read_json
 from bert_jax.text.checksums import first_mismatch
 from bert_jax.text.encode import DOCUMENT, LINE
+from bert_jax.text.near_duplicates.clusters import Clusters
 from bert_jax.text.splits import SplitWriter
 
 MIN_DOCUMENTS = 2  # that a split needs for next-sentence prediction
@@ -26,6 +27,7 @@ _KEY: Any = np.dtype([('high', 'u8'), ('low', 'u8'), ('index', 'u8')])  # Any: t
 _MAX_BUCKET_BYTES = 1 << 26  # sorted at once
 _RECORDS_AT_ONCE = 1 << 18
 _TOKENS_AT_ONCE = 1 << 21
+_Selections = Callable[[], Iterator[tuple[int, np.ndarray, np.ndarray]]]  # see `_selections`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +47,13 @@ def merge(
     *,
     validation_fraction: float,
     deduplicate_lines: bool,
+    links: dict[str, list[pathlib.Path]],
 ) -> tuple[Counter, Counter, list[int]]:
     """Writes the documents of all chunks to their splits.
 
-    Of equal documents (and lines, with `deduplicate_lines`) only the first is used. A document of a source of weight w
-    is written floor(w) times, and once more if its hash is below the fractional part of w. Repetitions follow the whole
-    source and are for training only.
+    Of equal documents (and lines, with `deduplicate_lines`) only the first is used. Of near copies, only the first that
+    is held out is used; if none is, the first. A document of a source of weight w is written floor(w) times, and once
+    more if its hash is below the fractional part of w. Repetitions follow the whole source and are for training only.
 
     A document goes to validation if the hash of its group is below `validation_fraction`, so its split stays the same
     as the source grows. The groups of the first two documents are always for training; if fewer than two documents
@@ -59,6 +62,7 @@ def merge(
     Args:
       scratch: an empty directory on the disk of the chunks; needs 24 bytes per document (and line).
       unk_id: of the tokenizer.
+      links: {table: files of links between near copies}; for 'documents', and 'lines' if those are searched, too.
 
     Returns:
       {reason: count} of what was dropped; the counts of `words` and `unknown` tokens written; the number of training
@@ -71,13 +75,17 @@ def merge(
         for chunk in component.chunks:
             _verify_chunk(chunk)
     dropped, measured = Counter(), Counter()
-    kept = _Flags(scratch / 'documents', _count_records(components, 'documents.bin', DOCUMENT))
-    dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(components), scratch)
-    kept_lines = None
-    if deduplicate_lines:
-        kept_lines = _Flags(scratch / 'lines', _count_records(components, 'lines.bin', LINE))
-        dropped['duplicate_line'] = _drop_repeated(kept_lines, _line_keys(components, kept), scratch)
-        dropped['document_of_duplicate_lines'] = _drop_emptied(components, kept, kept_lines)
+    kept, kept_lines = _drop_duplicates(components, scratch, deduplicate_lines, dropped)
+    if 'documents' in links:
+        selections = _selections(components, kept, validation_fraction)
+        clusters = Clusters(scratch / 'near-documents', kept.length, links['documents'])
+        dropped['near_duplicate_document'] = _drop_near_copies(kept, clusters, selections)
+    if 'lines' in links:
+        kept_lines = kept_lines or _line_flags(components, scratch)
+        selections = _selections(components, kept, validation_fraction, kept_lines)
+        clusters = Clusters(scratch / 'near-lines', kept_lines.length, links['lines'])
+        dropped['near_duplicate_paragraph'] = _drop_near_copies(kept_lines, clusters, selections)
+        dropped['document_of_near_duplicates'] = _drop_emptied(components, kept, kept_lines)
     is_validation = _split_by_hash(components, kept, validation_fraction)
     first_document = first_line = 0
     documents_after: list[int] = []
@@ -178,13 +186,19 @@ def _read_blocks(chunk: pathlib.Path) -> Iterator[_Block]:
                 )
 
 
+def _read_tables_by_lines(chunk: pathlib.Path) -> Iterator[np.ndarray]:
+    """Yields tables whose documents together have a bounded number of lines."""
+    for table in _read_tables(chunk):
+        while len(table):
+            fit = np.searchsorted(np.cumsum(table['lines'], dtype=np.int64), _RECORDS_AT_ONCE)
+            block, table = np.split(table, [max(1, fit)])
+            yield block
+
+
 def _read_lines(chunk: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     with (chunk / 'lines.bin').open('rb') as lines:
-        for table in _read_tables(chunk):
-            while len(table):
-                fit = np.searchsorted(np.cumsum(table['lines'], dtype=np.int64), _RECORDS_AT_ONCE)
-                block, table = np.split(table, [max(1, fit)])
-                yield block, np.fromfile(lines, LINE, int(block['lines'].sum(dtype=np.int64)))
+        for block in _read_tables_by_lines(chunk):
+            yield block, np.fromfile(lines, LINE, int(block['lines'].sum(dtype=np.int64)))
 
 
 # --- Duplicates. ---
@@ -208,6 +222,24 @@ class _Flags:
 
     def read(self, start: int, count: int) -> np.ndarray:
         return np.fromfile(self._path, bool, count, offset=start)
+
+
+def _drop_duplicates(
+    components: list[MixtureComponent], scratch: pathlib.Path, deduplicate_lines: bool, dropped: Counter
+) -> tuple[_Flags, _Flags | None]:
+    """Returns which documents and, with `deduplicate_lines`, which lines stay; counts the others in `dropped`."""
+    kept = _Flags(scratch / 'documents', _count_records(components, 'documents.bin', DOCUMENT))
+    dropped['duplicate_document'] = _drop_repeated(kept, _document_keys(components), scratch)
+    if not deduplicate_lines:
+        return kept, None
+    kept_lines = _line_flags(components, scratch)
+    dropped['duplicate_line'] = _drop_repeated(kept_lines, _line_keys(components, kept), scratch)
+    dropped['document_of_duplicate_lines'] = _drop_emptied(components, kept, kept_lines)
+    return kept, kept_lines
+
+
+def _line_flags(components: list[MixtureComponent], scratch: pathlib.Path) -> _Flags:
+    return _Flags(scratch / 'lines', _count_records(components, 'lines.bin', LINE))
 
 
 def _document_keys(components: list[MixtureComponent]) -> Iterator[np.ndarray]:
@@ -279,6 +311,43 @@ def _drop_emptied(components: list[MixtureComponent], kept: _Flags, kept_lines: 
                 num_dropped += len(emptied)
                 document, start = document + len(table), start + len(lines)
     return num_dropped
+
+
+def _drop_near_copies(flags: _Flags, clusters: Clusters, selections: _Selections) -> int:
+    """Clears the flags of all used records of each cluster but one; returns their number."""
+    for start, is_used, is_held_out in selections():
+        clusters.add(start, is_used, is_held_out)
+    num_dropped = 0
+    for start, is_used, is_held_out in selections():
+        repeated = np.flatnonzero(clusters.repeated(start, is_used, is_held_out))
+        flags.clear(start + repeated)
+        num_dropped += len(repeated)
+    return num_dropped
+
+
+def _selections(
+    components: list[MixtureComponent], kept: _Flags, validation_fraction: float, kept_lines: _Flags | None = None
+) -> _Selections:
+    """Returns a function that yields, block by block, (first document, which are used, which of those are held out).
+
+    With `kept_lines`, the same of lines.
+    """
+    is_validation = _split_by_hash(components, kept, validation_fraction)
+
+    def select() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        document = line = 0
+        for component in components:
+            for table in itertools.chain.from_iterable(map(_read_tables_by_lines, component.chunks)):
+                is_used = kept.read(document, len(table)) & (_copies(table, component.weight) > 0)
+                is_held_out = _destinations(table, component, 0, is_validation)['validation']
+                if kept_lines is None:
+                    yield document, is_used, is_held_out
+                else:
+                    is_used, is_held_out = (np.repeat(mask, table['lines']) for mask in (is_used, is_held_out))
+                    yield line, is_used & kept_lines.read(line, len(is_used)), is_held_out
+                document, line = document + len(table), line + int(table['lines'].sum(dtype=np.int64))
+
+    return select
 
 
 # --- Weights and splits. ---

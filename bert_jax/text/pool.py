@@ -5,13 +5,18 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from typing import Any
 
+from bert_jax.activity import counted
+from bert_jax.console import duration, quantity, say
 from bert_jax.errors import BadInput
 from bert_jax.text.job import PrepareJob
-from bert_jax.text.progress import show_progress
+from bert_jax.text.near_duplicates.comparison import buckets
+from bert_jax.text.progress import LABEL_WIDTH, show_progress
 
 _job: PrepareJob | None = None  # set in worker processes
 
@@ -40,7 +45,21 @@ class Pool:
         for _ in show_progress(results, len(arguments), phase, self._progress):
             pass
 
-    def _results(self, method: str, arguments: list[tuple]) -> Iterator[tuple[int, int]]:
+    def compare(self) -> None:
+        """Finds the near copies among the texts of all chunks, which must be finished: `PrepareJob.compare`."""
+        settings, start = self._job.near_duplicates, time.monotonic()
+        if settings is None:
+            return
+        sizes = {table: len(self._job.sketches(table)) for table in settings.tables}
+        arguments = [(table, *bucket) for table, size in sizes.items() for bucket in buckets(size, settings)]
+        results = self._results('compare', arguments)
+        for _ in counted(results, len(arguments), 'comparing', 'bucket') if self._progress else results:
+            pass
+        if self._progress:
+            elapsed = duration(time.monotonic() - start)
+            say(f'{"comparing:":{LABEL_WIDTH}} {quantity(sum(sizes.values()), "text")}, {elapsed}')
+
+    def _results(self, method: str, arguments: list[tuple]) -> Iterator[Any]:
         if min(self._workers, len(arguments)) <= 1:
             for call_arguments in arguments:
                 yield getattr(self._job, method)(*call_arguments)
@@ -64,10 +83,10 @@ class Pool:
 
 
 def _start(job: PrepareJob) -> None:
-    """Sets up a worker: one tokenizer thread; ignores Ctrl-C (the parent stops the work); exits with its parent."""
+    """Sets up a worker: one thread per library; ignores Ctrl-C (the parent stops the work); exits with its parent."""
     global _job
     _job = job
-    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    os.environ |= {'TOKENIZERS_PARALLELISM': 'false', 'RAYON_NUM_THREADS': '1'}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
@@ -79,5 +98,5 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _call(method: str, arguments: tuple) -> tuple[int, int]:
+def _call(method: str, arguments: tuple) -> Any:
     return getattr(_job, method)(*arguments)

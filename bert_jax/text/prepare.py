@@ -109,8 +109,9 @@ def prepare(
                     range(len(job.chunks)) if shard is None else range(shard[0], len(job.chunks), shard[1])
                 )
                 pool.run('encode', [(index,) for index in chunks_of_shard], 'encoding')
-            if missing := [index for index in range(len(job.chunks)) if not job.is_encoded(index)]:
-                return Unfinished(str(directory), len(job.chunks), len(missing))
+                if missing := [index for index in range(len(job.chunks)) if not job.is_encoded(index)]:
+                    return Unfinished(str(directory), len(job.chunks), len(missing))
+                pool.compare()
             manifest = merge_chunks(job, data, mixture, settings, start, progress)
     except OSError as error:  # perhaps another process finished first and cleaned up
         if (manifest := find_existing(directory, mixture, settings)) is None:
@@ -306,6 +307,7 @@ def _write_corpus(
             tokenizer.unk_id,
             validation_fraction=data.validation_fraction,
             deduplicate_lines=data.deduplicate_lines,
+            links=job.links(),
         )
         _check_documents(data, writers['train'].counts['documents'], stats.counts + dropped)
     finally:

@@ -32,6 +32,7 @@ def test_beam_needs_only_its_own_packages(monkeypatch: pytest.MonkeyPatch) -> No
         'zstandard': '0.23',
         'pyarrow': '20',
         'packaging': '24',
+        'rensa': '0.5.0',
     }
     monkeypatch.setattr(versions, '_version', installed.get)
     parsed = []

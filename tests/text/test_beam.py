@@ -8,6 +8,7 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.prepare import prepare
+from tests.support.near_copies import plant
 from tests.support.texts import contents, make_documents, write_documents, write_jsonl
 
 pytest.importorskip('apache_beam')
@@ -28,3 +29,16 @@ def test_beam_writes_the_same_corpus_and_names_a_bad_file(tmp_path, monkeypatch)
     with pytest.raises(BadInput, match="b:1: has no field 'text'"):
         bad = dataclasses.replace(data, source=source, corpus=str(tmp_path / 'bad'))
         prepare(bad, TOKENIZER, beam=['--runner=DirectRunner'], progress=False)
+
+
+def test_beam_finds_the_same_near_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, '_MIN_CHUNK', 20_000)
+    documents, _ = plant(120, 40)
+    settings = {'near_duplicates': 0.8, 'near_duplicate_unit': 'paragraph', 'split_sentences': False}
+    data = config.Data(source=write_jsonl(tmp_path / 'a', documents), corpus=str(tmp_path / 'single'), **settings)
+    summary = prepare(data, TOKENIZER, progress=False)
+    assert summary.dropped['near_duplicate_document'] >= 38
+    with_beam = dataclasses.replace(data, corpus=str(tmp_path / 'beam'))
+    processes = ['--direct_running_mode=multi_processing', '--direct_num_workers=2']
+    prepare(with_beam, TOKENIZER, beam=['--runner=DirectRunner', *processes], progress=False)
+    assert contents(with_beam.corpus) == contents(data.corpus)

@@ -25,6 +25,8 @@ class ReadOptions:
     quality_rules: tuple[str, ...] = ()
     boilerplate_documents: int = 0
     redact: tuple[str, ...] = ()
+    near_duplicates: float = 0.0
+    near_duplicate_unit: str = 'document'
 
     @property
     def cleans(self) -> bool:
