@@ -2,6 +2,7 @@
 
     python -m benchmarks.same_curve                # takes minutes to an hour, depending on the load of the machine
     python -m benchmarks.same_curve --steps=10 --processes=1
+    python -m benchmarks.same_curve --objective=rtd --steps=10 --processes=1
 
 Trains 50 steps with dropout in float32 on {1, 2, 4, 8} simulated devices x {data, fsdp, tensor, mixed} x {1, 2, 4}
 microbatches x {1, 2, 4} processes. The table has one row per number of devices. A cell holds the largest relative
@@ -59,7 +60,7 @@ def cases(processes: int) -> Iterator[Case]:
 # --- A worker: one process of a group, which runs all cases with this number of processes. ---
 
 
-def work(processes: int, steps: int, output: Path) -> None:
+def work(processes: int, steps: int, output: Path, objective: str) -> None:
     """Runs all cases without a result; process 0 writes a JSON line and the final parameters (.npy) of each."""
     import jax
     import numpy as np
@@ -73,7 +74,7 @@ def work(processes: int, steps: int, output: Path) -> None:
         for index, case in enumerate(cases(processes)):
             if case in done:
                 continue
-            losses, params = _run(case, steps)
+            losses, params = _run(case, steps, objective)
             if jax.process_index() == 0:
                 name = f'{processes}-{index}.npy'
                 np.save(output / name, params)
@@ -81,14 +82,16 @@ def work(processes: int, steps: int, output: Path) -> None:
                 lines.flush()
 
 
-def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable]:
+def start(case: Case, steps: int, objective: str = 'mlm', **model: int) -> tuple[Any, Callable, Callable]:
     """Returns (state, train step, function from an index to a global batch); `model` changes the default sizes."""
     import jax
 
     from bert_jax import config
     from bert_jax.data.device_batches import local_rows, make_global
     from bert_jax.data.random_rows import RandomRows
+    from bert_jax.model.replaced_tokens import build_of
     from bert_jax.runtime.mesh import make_mesh
+    from bert_jax.train.objectives import objective_of
     from bert_jax.train.program import build_program
 
     sizes = {'num_layers': 2, 'hidden_size': 64, 'num_heads': 8, 'intermediate_size': 128} | model
@@ -100,7 +103,9 @@ def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable
     devices = [device for _, group in of_process for device in list(group)[: case.devices // case.processes]]
     mesh = make_mesh(config.Mesh(**case.axes()), model, train, devices)
     settings = config.Optimizer(peak_learning_rate=1e-3, warmup_steps=5)
-    program = build_program(model, settings, train, VOCAB, mesh)
+    learned = config.Objective(name=objective, generator_width=1.0)  # any tensor axis divides its heads
+    build = build_of(learned)
+    program = build_program(model, settings, train, VOCAB, mesh, build=build, objective=objective_of(learned))
     stream = RandomRows(config.Data(sequence_length=LENGTH), VOCAB, batch_size=BATCH, seed=SEED)
     rows = local_rows(mesh, BATCH)
 
@@ -110,13 +115,13 @@ def start(case: Case, steps: int, **model: int) -> tuple[Any, Callable, Callable
     return program.init_state(SEED), program.train_step, batch
 
 
-def _run(case: Case, steps: int) -> tuple[list[float], Any]:
+def _run(case: Case, steps: int, objective: str) -> tuple[list[float], Any]:
     import jax
     import numpy as np
 
     from bert_jax.runtime.mesh import replicated
 
-    state, step, batch = start(case, steps)
+    state, step, batch = start(case, steps, objective)
     losses = []
     for index in range(steps):
         state, metrics = step(state, batch(index))
@@ -133,7 +138,7 @@ def _run(case: Case, steps: int) -> tuple[list[float], Any]:
 # --- The parent: starts the workers and prints the table. ---
 
 
-def _launch(processes: int, steps: int, output: Path) -> None:
+def _launch(processes: int, steps: int, output: Path, objective: str) -> None:
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{listener.getsockname()[1]}'
@@ -148,6 +153,7 @@ def _launch(processes: int, steps: int, output: Path) -> None:
         f'--worker={processes}',
         f'--steps={steps}',
         f'--output={output}',
+        f'--objective={objective}',
     ]
     running = []
     for rank in range(processes):
@@ -193,19 +199,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=50)
     parser.add_argument('--processes', type=int, nargs='*', default=PROCESSES)
+    parser.add_argument('--objective', default='mlm', choices=('mlm', 'clm', 'mntp', 'rtd'))
     parser.add_argument('--worker', type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         '--output', type=Path, help='directory that keeps results, so that an interrupted benchmark can resume'
     )
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.steps, arguments.output)
+        work(arguments.worker, arguments.steps, arguments.output, arguments.objective)
         return
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.output or Path(temporary)
         output.mkdir(parents=True, exist_ok=True)
         for processes in sorted({1, *arguments.processes}):
-            _launch(processes, arguments.steps, output)
+            _launch(processes, arguments.steps, output, arguments.objective)
         print(tabulate(output))
 
 

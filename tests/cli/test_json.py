@@ -94,6 +94,13 @@ def _commands(directory: Path) -> Iterator[list[str]]:
     yield ['train', *flags, '--workdir=sweep/one']
     yield ['anneal', '--workdir=sweep/one@1', '--steps=1', '--output=annealed']
     yield ['evaluate', '--workdir=sweep/one', '--sample=8']
+    learned = ', '.join(f'{{"steps": 1, "warmup_steps": 0, "objective": "{name}"}}' for name in ('clm', 'mntp'))
+    unpaired = [*flags, '--config.data.pairing=none']
+    yield ['train', *unpaired, f'--config.phases=({learned})', '--workdir=learned']
+    yield ['evaluate', '--workdir=learned', '--step=1', '--sample=8']
+    yield ['evaluate', '--workdir=learned', '--step=2', '--sample=0']
+    yield ['train', *unpaired, '--config.objective.name=rtd', '--workdir=detects']
+    yield ['evaluate', '--workdir=detects', '--sample=0']
     yield ['export', '--workdir=sweep/one', '--output=model']
     yield ['evaluate', '--workdir=sweep/one', '--average=1,2', '--sample=0']
     yield ['export', '--workdir=sweep/one', '--average=1,2', '--output=averaged']
