@@ -35,12 +35,15 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.pretrained.hub import MLM_HEAD, PREDICTION_HEAD
 
     enable_compilation_cache()
-    if not average and seeds_of(workdir):
+    is_finetuned = not average and bool(seeds_of(workdir))
+    if values.layout not in ('', 'electra'):
+        raise BadInput('--layout', f'is {values.layout!r}', "'electra', or nothing", '--layout=electra')
+    if values.layout and (average or is_finetuned):
+        raise BadInput('--layout', 'is for one checkpoint of pretraining', 'no --average, and no fine-tuned run')
+    if is_finetuned:
         return _export_finetuned(values, workdir, step, output)
     card = config_of(values).card if values.config is not None else None
-    if layout := values.layout:
-        if average:
-            raise BadInput('--layout', f'is {layout}, and --average takes no layout', 'one of the two')
+    if values.layout:
         from bert_jax.pretrained.electra import export_electra
 
         proof = export_electra(workdir, output, step, card)
@@ -98,9 +101,7 @@ COMMAND = Command(
             'layout',
             'electra: write a BERT that was trained with objective.name=rtd as ElectraForPreTraining, with its '
             'detector (default: as its family)',
-            flags.DEFINE_enum,
-            '',
-            bounds={'enum_values': ['', 'electra']},
+            default='',
         ),
         dataclasses.replace(
             CONFIG, meaning='config file whose card section is used for the model card', group='advanced'
