@@ -6,7 +6,8 @@ Small BERTs are pretrained on the field `text` of the records (film reviews), an
 packages: 5 corpus sizes x 4 model sizes of reviews, and some of docstrings, each with one vocabulary for all. Every run
 ends three times: its learning rate falls to 0, the masked words of held-out text are measured in nats per character,
 and the next part of the run starts at the peak again (WSD-S of Wen et al. 2024, arXiv 2410.05192), so that three
-budgets cost no more than the largest. All of it takes about five hours of two idle cores.
+budgets cost no more than the largest. All of it takes an estimated five hours of two idle
+cores.
 
 Finished parts are stored in OUTPUT/results and skipped when the command is rerun. The runs are ordered so that a part
 of the grid is useful. benchmarks/scaling_fit.py reads them.
