@@ -16,7 +16,6 @@ import os
 os.environ['RAYON_NUM_THREADS'] = os.environ['TOKENIZERS_PARALLELISM'] = '1'  # before the libraries are loaded
 
 import contextlib
-import pathlib
 import statistics
 import tempfile
 import time
@@ -63,7 +62,9 @@ def main(_: list[str]) -> None:
 def _measure_speed(source: str, texts: list[str], settings: NearDuplicates) -> None:
     times: dict[str, list[tuple[float, float]]] = {'A sketches': [], 'B prepare': [], 'C prepare, near copies': []}
     with tempfile.TemporaryDirectory() as directory:
-        tokenizer = config.Tokenizer(vocab_size=8000, sample_bytes=5_000_000)
+        trained = config.Data(source=source, corpus=f'{directory}/trained')
+        prepare(trained, config.Tokenizer(vocab_size=8000, sample_bytes=5_000_000), progress=False)
+        tokenizer = config.Tokenizer(path=f'{trained.corpus}/tokenizer')
         for round_index in range(_ROUNDS.value):
             with _timed(times['A sketches']):
                 for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
@@ -74,10 +75,9 @@ def _measure_speed(source: str, texts: list[str], settings: NearDuplicates) -> N
                 )
                 with _timed(times[name]):
                     summary = prepare(data, tokenizer, progress=False)
-                tokenizer = config.Tokenizer(path=str(pathlib.Path(data.corpus) / 'tokenizer'))
             print(f'dropped: {summary.dropped}', flush=True)
     num_bytes = sum(len(text.encode()) for text in texts)
-    print(f'{num_bytes / 1e6:.1f} MB, {len(texts):,} documents, one core, medians of {_ROUNDS.value} rounds')
+    print(f'{num_bytes / 1e6:.1f} MB, {len(texts):,} documents, one core, medians of {_ROUNDS.value} round(s)')
     for name, timings in times.items():
         wall, cpu = (num_bytes / 1e6 / statistics.median(column) for column in zip(*timings, strict=True))
         print(f'  {name:24} {wall:6.2f} MB/s by wall-clock time, {cpu:6.2f} MB/s by CPU time')
