@@ -33,6 +33,7 @@ def test_beam_needs_only_its_own_packages(monkeypatch: pytest.MonkeyPatch) -> No
         'pyarrow': '20',
         'packaging': '24',
         'rensa': '0.5.0',
+        'charset-normalizer': '3.4',
     }
     monkeypatch.setattr(versions, '_version', installed.get)
     parsed = []
