@@ -14,6 +14,7 @@ from bert_jax.files import write_whole
 
 _DEFAULT_SPLIT, _DEFAULT_COLUMNS = 'test', 'sentence1,sentence2,score'
 _TASKS = ('retrieval', 'sts')
+_FIRST_STAGES = ('model', 'bm25')
 _MAX_DEPTH = 100  # `DEPTH` of the metrics, which is not imported here because commands start fast
 
 PROMPTS = (
@@ -40,6 +41,16 @@ FLAGS = (
         None,
         {'lower_bound': 1, 'upper_bound': _MAX_DEPTH},
     ),
+    Flag(
+        'first_stage',
+        f'whose passages --rerank reorders, {" or ".join(_FIRST_STAGES)} (default: model); bm25 needs no --model',
+    ),
+    Flag(
+        'dims',
+        'use the first dims of the vectors, as `embed` (default: all, then each of those that the model was trained '
+        'for)',
+        flags.DEFINE_integer,
+    ),
     Flag('bm25', 'BM25 in the same table (default: if bm25s is installed)', flags.DEFINE_boolean),
     Flag('split', f'judgements of --retrieval, qrels/SPLIT.tsv (default: {_DEFAULT_SPLIT})'),
     *PROMPTS,
@@ -64,7 +75,7 @@ def is_requested(values: flags.FlagValues) -> bool:
             if values[name].present:
                 raise BadInput(f'--{name}', 'does not apply to --retrieval and --sts', f'no --{name}')
         of_retrieval = ('split', 'bm25', 'keep_empty', 'rerank')
-        needs = {'retrieval': of_retrieval, 'rerank': ('rerank_depth',), 'sts': ('sts_columns',)}
+        needs = {'retrieval': of_retrieval, 'rerank': ('rerank_depth', 'first_stage'), 'sts': ('sts_columns',)}
         for task, names in needs.items():
             if not values[task].value:
                 _check_not_given(values, names, task)
@@ -85,25 +96,31 @@ def run(command: Command, values: flags.FlagValues) -> int:
     from bert_jax.finetune.rerank import check_cross_encoder
     from bert_jax.workdir.result import check_output
 
-    name, step = _model_and_step(command, values)
+    starts_with_bm25 = _starts_with_bm25(values)
+    name, step = _model_and_step(command, values, is_needed=not starts_with_bm25)
     check_output(values.output or '')
     split, has_bm25 = values.split or _DEFAULT_SPLIT, bm25.is_installed() if values.bm25 is None else values.bm25
-    if values.bm25:
+    if values.bm25 or starts_with_bm25:
         bm25.check_is_installed()
     models = _settings_of_models(values, name, step)
     if values.rerank:
         check_cross_encoder(values.rerank)
     retrieval = values.retrieval and dataset.read_set(values.retrieval, split, keep_empty=bool(values.keep_empty))
     pairs = values.sts and similarity.read_scored_pairs(values.sts, _columns(values))
-    retrieved, scored = _measure_models(models, retrieval, pairs, values.rerank, values.rerank_depth or _MAX_DEPTH)
-    if retrieval and has_bm25:
-        retrieved.append(evaluate.evaluate_bm25(retrieval))
+    enable_compilation_cache()
+    retrieved, scored = _measure_models(models, retrieval, pairs, values.dims)
+    if retrieval and (has_bm25 or starts_with_bm25):
+        retrieved['BM25'] = [evaluate.rank_with_bm25(retrieval)]
     elif retrieval and values.bm25 is None:
         say("BM25 is left out, because bm25s is not installed; pip install -e '.[retrieval]' installs it")
+    if values.rerank:
+        first = 'BM25' if starts_with_bm25 else str(name)
+        retrieved[first].append(_rerank(retrieved[first][0], values.rerank, retrieval, values.rerank_depth))
     result: dict[str, Any] = {'model': name, 'step': step}
     tables = []
     if retrieval:
-        result['retrieval'] = evaluate.summarize(values.retrieval, split, retrieval, retrieved)
+        systems = [ranked.system for rows in retrieved.values() for ranked in rows]
+        result['retrieval'] = evaluate.summarize(values.retrieval, split, retrieval, systems)
         tables.append(evaluate.describe(result['retrieval']))
     if pairs:
         result['sts'] = {'file': values.sts, 'pairs': len(pairs.scores), 'systems': scored}
@@ -114,11 +131,24 @@ def run(command: Command, values: flags.FlagValues) -> int:
     return 0
 
 
-def _model_and_step(command: Command, values: flags.FlagValues) -> tuple[str, int | None]:
+def _starts_with_bm25(values: flags.FlagValues) -> bool:
+    """Returns whether `--rerank` reorders the passages that BM25 finds."""
+    stage = values.first_stage or _FIRST_STAGES[0]
+    if stage not in _FIRST_STAGES:
+        raise BadInput(f'--first_stage={stage}', 'is not a first stage', ' or '.join(_FIRST_STAGES))
+    if stage == 'bm25' and values.bm25 is False:
+        raise BadInput('--nobm25', 'is given together with --first_stage=bm25', 'one of the two')
+    return stage == 'bm25'
+
+
+def _model_and_step(command: Command, values: flags.FlagValues, *, is_needed: bool) -> tuple[str | None, int | None]:
+    """Returns the model and its step; (None, None) if none is given, which is an error if one is needed."""
     if values.model and values.workdir:
         raise BadInput('--model', 'is given together with --workdir', 'one of the two')
     if values.workdir:
         return workdir_and_step(command, values)
+    if not values.model and not values.sts and not is_needed:
+        return None, None
     return required(command, values, 'model'), values.step
 
 
@@ -129,13 +159,15 @@ def _columns(values: flags.FlagValues) -> tuple[str, str, str]:
     return names
 
 
-def _settings_of_models(values: flags.FlagValues, name: str, step: int | None) -> dict[str, tuple[Any, int | None]]:
-    """Returns {name: (settings, step)} of the model and of the baseline, if there is one."""
+def _settings_of_models(
+    values: flags.FlagValues, name: str | None, step: int | None
+) -> dict[str, tuple[Any, int | None]]:
+    """Returns {name: (settings, step)} of the model and of the baseline, if there are any."""
     from bert_jax.finetune.sentences import read_settings
     from bert_jax.pretrained.sentences import read_retrieval_settings
 
-    names = {name: step} | ({values.baseline: None} if values.baseline else {})
-    if values.baseline == name:
+    names = ({name: step} if name else {}) | ({values.baseline: None} if values.baseline else {})
+    if values.baseline and values.baseline == name:
         raise BadInput(f'--baseline={name}', 'is the model itself', 'another model')
     given = values.queries_prompt, values.passages_prompt, values.similarity
     return {
@@ -145,31 +177,37 @@ def _settings_of_models(values: flags.FlagValues, name: str, step: int | None) -
 
 
 def _measure_models(
-    models: dict[str, tuple[Any, int | None]], retrieval: Any, pairs: Any, rerank: str | None, depth: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns the results of each model, one model in memory at a time: (on the retrieval set, on the scored pairs).
+    models: dict[str, tuple[Any, int | None]], retrieval: Any, pairs: Any, dims: int | None
+) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
+    """Measures each model, one in memory at a time.
 
     Args:
-      rerank: the cross-encoder that reorders the first `depth` passages of the first model, if any.
+      dims: size of the vectors; None for all, then each of the Matryoshka dims of the model.
+
+    Returns:
+      ({name: a `Ranked` of each size} on the retrieval set, the results of each size on the scored pairs).
     """
     from bert_jax.evaluation.retrieval.evaluate import rank_passages
     from bert_jax.evaluation.retrieval.similarity import evaluate_similarity
     from bert_jax.finetune.load import load_model
-    from bert_jax.finetune.rerank import evaluate_reranked, load_cross_encoder
     from bert_jax.finetune.sentences import read_settings
+    from bert_jax.pretrained.embed import num_dims
 
-    enable_compilation_cache()
-    retrieved, scored, rankings = [], [], {}
+    retrieved, scored = {}, []
     for name, (settings, step) in models.items():
         pretrained = load_model(settings.queries.directory, step)
+        num_dims(settings.queries, pretrained.config.hidden_size, dims)  # checks them
+        smaller = () if dims else settings.queries.matryoshka_dims
         if retrieval:
-            system, rankings[name] = rank_passages(name, pretrained, settings, retrieval)
-            retrieved.append(system)
+            retrieved[name] = rank_passages(name, pretrained, settings, retrieval, dims, smaller)
         if pairs:
-            scored.append(evaluate_similarity(name, pretrained, read_settings(name), pairs))
-    if rerank:
-        del pretrained
-        first, title = next(iter(rankings)), f'{next(iter(rankings))} + {rerank}'
-        reranked = evaluate_reranked(title, load_cross_encoder(rerank), retrieval, rankings[first], depth)
-        retrieved.insert(1, reranked)
+            scored += evaluate_similarity(name, pretrained, read_settings(name), pairs, dims, smaller)
     return retrieved, scored
+
+
+def _rerank(first: Any, rerank: str, retrieval: Any, depth: int | None) -> Any:
+    """Returns a `Ranked`: what the first stage found, of which a cross-encoder reorders the first `depth` passages."""
+    from bert_jax.finetune.rerank import load_cross_encoder, rerank_passages
+
+    title = f'{first.system["system"]} + {rerank}'
+    return rerank_passages(title, load_cross_encoder(rerank), retrieval, first.rankings, depth or _MAX_DEPTH)

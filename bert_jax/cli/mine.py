@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 @exit_on_signals()
 def _run(values: flags.FlagValues, _: list[str]) -> int:
     name, source, output = (required(COMMAND, values, flag) for flag in ('model', 'input', 'output'))
+    from bert_jax.data.labelled import split_source
     from bert_jax.evaluation.retrieval.mine import Mining, check_mining, mine
     from bert_jax.evaluation.retrieval.pairs import open_pairs
     from bert_jax.pretrained.sentences import read_retrieval_settings
     from bert_jax.workdir.result import check_output
 
     check_output(output)
-    inputs = source.rpartition(':')[2], values.passages
+    inputs = split_source(source)[1], values.passages
     if any(each and os.path.realpath(each) == os.path.realpath(output) for each in inputs):
         raise BadInput(f'--output={output}', 'is a file to read', 'another name')
     mining = Mining(values.negatives, values.skip_ranks, values.max_rank, values.margin, values.relative_margin)

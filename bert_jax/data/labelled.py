@@ -1,6 +1,7 @@
 """Reads files of labelled examples as records: a dict per example, with its file and line for errors."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from bert_jax.config import Data
 from bert_jax.config.finetuning import Task
 from bert_jax.errors import BadInput
 from bert_jax.json_files import DamagedJson, parse_json
+from bert_jax.text.sources.compression import without_compression
 from bert_jax.text.sources.lines import read_whole_lines
 from bert_jax.text.sources.tfds import open_tfds
 from bert_jax.text.stats import not_utf8_error
 
+TABLES = ('jsonl', 'csv', 'tsv', 'parquet')  # formats with columns
+_FORMAT_OF_SUFFIX = {f'.{name}': name for name in TABLES} | {'.ndjson': 'jsonl'}
 _MAX_CELL_CHARACTERS = 1 << 26  # in a CSV file
 _MAX_LABEL_CHARACTERS = 40  # longer labels may be text, which errors never contain
 _MAX_LABELS = 1000
@@ -30,6 +34,33 @@ class Record(NamedTuple):
 
     where: str
     fields: dict[str, Any]
+
+
+def split_source(source: str, formats: tuple[str, ...] = TABLES) -> tuple[str, str]:
+    """Returns (format, file) of FORMAT:FILE, or of the name of a file, whose suffix tells its format.
+
+    The name may end in .gz, .zst, .bz2 or .xz after this suffix. The format is '' if the suffix is not known.
+
+    Args:
+      formats: those that may precede the name of a file.
+    """
+    name, _, path = source.partition(':')
+    if name in formats and not Path(source).exists():
+        return name, path
+    return _FORMAT_OF_SUFFIX.get(Path(without_compression(source)).suffix, ''), source
+
+
+def table_source(name: str) -> str:
+    """Returns FORMAT:FILE for FORMAT:FILE, or for the name of a file with columns.
+
+    Raises:
+      BadInput: if the format is unknown.
+    """
+    file_format, path = split_source(name)
+    if not file_format:
+        expected = f'a file that ends in {", ".join(f".{each}" for each in TABLES)}, or FORMAT:FILE'
+        raise BadInput(name, 'has no known format', expected)
+    return f'{file_format}:{path}'
 
 
 def read_records(source: str, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
@@ -272,6 +303,27 @@ class RecordReader:
 
     def _is_missing(self, value: Any, name: str) -> bool:
         return value is None or (name in self._texts and isinstance(value, str) and not value.strip())
+
+
+def parse_number(where: str, label: Any, name: str = 'label', fix: str = '--config.task.label=COLUMN') -> float:
+    """Converts a label to a finite number.
+
+    Args:
+      name: what the error calls it.
+
+    Raises:
+      BadInput: if it is none.
+    """
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        # A long label is probably text, which messages do not show.
+        length = len(str(label))
+        found = f'has the {name} {label!r}' if length <= 10 else f'has a {name} of {length} characters'
+        raise BadInput(where, found, 'a number', fix)
+    return value
 
 
 def sort_labels(names: Iterable[str], where: str) -> tuple[str, ...]:

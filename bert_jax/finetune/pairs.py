@@ -14,12 +14,12 @@ import numpy as np
 from bert_jax.config.embedding import Embedding
 from bert_jax.config.finetuning import Task
 from bert_jax.data import random
-from bert_jax.data.labelled import Record, RecordReader, read_records
+from bert_jax.data.labelled import Record, RecordReader, parse_number, read_records
 from bert_jax.errors import BadInput
 from bert_jax.files import json_digest
 from bert_jax.finetune.rows import Rows, make_rows
 from bert_jax.finetune.splits import sampled
-from bert_jax.finetune.texts import encode_texts, parse_number, read_text
+from bert_jax.finetune.texts import encode_texts, read_text
 from bert_jax.text.sources.lines import batched
 from bert_jax.text.tokenizer import Tokenizer
 

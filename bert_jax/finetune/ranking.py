@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record
+from bert_jax.data.labelled import Record, parse_number
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.metrics import measure
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.splits import sigmoid
-from bert_jax.finetune.texts import RegressionSplit, encode_file, parse_number, read_text
+from bert_jax.finetune.texts import RegressionSplit, encode_file, read_text
 from bert_jax.text.tokenizer import Tokenizer
 
 RELEVANT = 0.5  # the lowest label of a relevant passage

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from bert_jax.config.finetuning import SCORES
 from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.dataset import RetrievalSet
+from bert_jax.evaluation.retrieval.evaluate import Ranked
 from bert_jax.evaluation.retrieval.metrics import measure
 from bert_jax.finetune.exported import task_architecture
 from bert_jax.finetune.load import load_model
@@ -68,10 +68,8 @@ def _not_a_cross_encoder(name: str) -> BadInput:
     )
 
 
-def evaluate_reranked(
-    name: str, trained: FineTuned, dataset: RetrievalSet, rankings: np.ndarray, depth: int
-) -> dict[str, Any]:
-    """Returns what `retrieval.evaluate.evaluate_model` returns, for rankings that a cross-encoder reorders.
+def rerank_passages(name: str, trained: FineTuned, dataset: RetrievalSet, rankings: np.ndarray, depth: int) -> Ranked:
+    """Reorders rankings by the scores of a cross-encoder, and measures the result.
 
     Args:
       rankings: [Q, k], indices of passages, best first; -1 where there is no further passage.
@@ -83,13 +81,15 @@ def evaluate_reranked(
     order = np.argsort(-scores, axis=1, kind='stable')  # of equal scores, the order of the first stage
     reordered = rankings.copy()
     reordered[:, :depth] = np.take_along_axis(rankings[:, :depth], order, axis=1)
-    return {
+    system = {
         'system': name,
+        'dims': None,
         **dataclasses.asdict(measure(reordered.tolist(), dataset.judgements)),
         'mean_cosine': None,
         'truncated': counts['text cut'],
         'seconds': round(time.monotonic() - start, 3),
     }
+    return Ranked(system, reordered)
 
 
 def _scores(trained: FineTuned, dataset: RetrievalSet, rankings: np.ndarray, counts: Counter) -> Iterator[float]:

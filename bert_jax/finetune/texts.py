@@ -1,7 +1,6 @@
 """Classification and regression of single texts, [CLS] A [SEP], and pairs, [CLS] A [SEP] B [SEP]."""
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, RecordReader, sort_labels, unknown_label
+from bert_jax.data.labelled import Record, RecordReader, parse_number, sort_labels, unknown_label
 from bert_jax.errors import BadInput
 from bert_jax.finetune import metrics
 from bert_jax.finetune.rows import make_rows
@@ -125,27 +124,6 @@ def encode_file(
 
 def _as_name(label: Any) -> str:
     return label.strip() if isinstance(label, str) else str(label)
-
-
-def parse_number(where: str, label: Any, name: str = 'label', fix: str = '--config.task.label=COLUMN') -> float:
-    """Converts a label to a finite number.
-
-    Args:
-      name: what the error calls it.
-
-    Raises:
-      BadInput: if it is none.
-    """
-    try:
-        value = float(label)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        # A long label is probably text, which messages do not show.
-        length = len(str(label))
-        found = f'has the {name} {label!r}' if length <= 10 else f'has a {name} of {length} characters'
-        raise BadInput(where, found, 'a number', fix)
-    return value
 
 
 def encode_texts(

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, read_records
+from bert_jax.data.labelled import TABLES, Record, read_records, split_source
 from bert_jax.errors import BadInput
-from bert_jax.text.sources.compression import without_compression
 from bert_jax.text.sources.lines import read_whole_lines
 
-_SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.csv': 'csv', '.tsv': 'tsv', '.parquet': 'parquet'}
-_FORMATS = ('text', 'jsonl', 'csv', 'tsv', 'parquet')
+_TEXT = 'text'  # a text per line, the format of any file whose suffix names no other
+_FORMATS = (_TEXT, *TABLES)
 
 
 class InputText(NamedTuple):
@@ -34,22 +33,6 @@ class InputSummary(NamedTuple):
     has_ids: bool
 
 
-def split_format(source: str) -> tuple[str, str]:
-    """Returns (format, file) of FORMAT:FILE, or of a file, whose name may end in .gz, .zst, .bz2 or .xz.
-
-    Raises:
-      BadInput: if the file does not exist.
-    """
-    name, _, path = source.partition(':')
-    if name not in _FORMATS or Path(source).exists():
-        bare = Path(without_compression(source))
-        name, path = _SUFFIXES.get(bare.suffix, 'text'), source
-    if not Path(path).is_file():
-        expected = f'a file of texts, or FORMAT:FILE with FORMAT one of {", ".join(_FORMATS)}'
-        raise BadInput(f'--input={source}', 'is not a file', expected)
-    return name, path
-
-
 def read_inputs(source: str, text_field: str, id_field: str, counts: Counter) -> Iterator[InputText]:
     """Yields the texts of a source, in order.
 
@@ -58,10 +41,13 @@ def read_inputs(source: str, text_field: str, id_field: str, counts: Counter) ->
       counts: {event: count}; updated for lines that are not UTF-8, whose invalid bytes are replaced.
 
     Raises:
-      BadInput: names the line of a record without text.
+      BadInput: if the file does not exist; names the line of a record without text.
     """
-    file_format, path = split_format(source)
-    if file_format == 'text':
+    file_format, path = split_source(source, _FORMATS)
+    if not Path(path).is_file():
+        expected = f'a file of texts, or FORMAT:FILE with FORMAT one of {", ".join(_FORMATS)}'
+        raise BadInput(f'--input={source}', 'is not a file', expected)
+    if file_format in ('', _TEXT):
         yield from map(InputText, read_whole_lines(path, counts))
         return
     for record in read_records(f'{file_format}:{path}', Task(text=text_field), ()):

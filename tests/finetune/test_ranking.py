@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from bert_jax.config.finetuning import Task, Train, finetune, resolve
+from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
+from bert_jax.evaluation.retrieval import bm25
 from bert_jax.evaluation.retrieval.dataset import read_set
 from bert_jax.evaluation.retrieval.metrics import DEPTH, measure
 from bert_jax.finetune.load import load_finetuned, load_model
+from bert_jax.finetune.predict import FineTuned
 from bert_jax.finetune.ranking import RankingSplit
 from bert_jax.finetune.rows import make_rows
 from bert_jax.finetune.tasks import read_task
@@ -202,22 +205,52 @@ def test_reranked_row_has_the_first_hits_in_order_of_scores(tuned: Path, tmp_pat
     unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in vectors]
     cosines = unit[0] @ unit[1].T
     cosines[dataset.same_id >= 0, dataset.same_id[dataset.same_id >= 0]] = -2
-    found = load_model(f'{tuned}/tuned')
-    results = []
+    found = load_finetuned(f'{tuned}/tuned/seed-0')
+    ranked_by_model = [
+        [int(index) for index in np.argsort(-row, kind='stable') if index != same]
+        for same, row in zip(dataset.same_id, cosines, strict=True)
+    ]
+    logits = [_logits(found, query, passages) for query in queries]
     for depth in (1, 3, DEPTH):
         assert run(['evaluate', *flags, f'--rerank_depth={depth}', '--json'], tmp_path) == 0
         first, second = json.loads(capsys.readouterr().out)['retrieval']['systems']
-        rankings = []
-        for query, same, row in zip(queries, dataset.same_id, cosines, strict=True):
-            ranking = [int(index) for index in np.argsort(-row, kind='stable') if index != same]
-            scores = [each['score'] for each in found.predict([(query, passages[i]) for i in ranking[:depth]])]
-            order = np.argsort(-np.array(scores), kind='stable')
-            rankings.append([ranking[i] for i in order] + ranking[depth:])
-        expected = dataclasses.asdict(measure(rankings, dataset.judgements))
-        assert {name: second[name] for name in expected} == pytest.approx(expected)
+        rankings = _reordered(ranked_by_model, logits, depth)
+        assert depth != 1 or rankings == ranked_by_model
+        assert depth != DEPTH or rankings != ranked_by_model
+        for system, expected in ((first, ranked_by_model), (second, rankings)):
+            metrics = dataclasses.asdict(measure(expected, dataset.judgements))
+            assert {name: system[name] for name in metrics} == pytest.approx(metrics)
         assert second['system'] == f'{model} + {tuned}/tuned' and second['mean_cosine'] is None
-        results.append([each['mrr_at_10'] for each in (first, second)])
-    assert results[0][0] == results[0][1] and results[2][0] != results[2][1]
+
+
+@pytest.mark.compiles
+@pytest.mark.usefixtures('one_device')
+def test_passages_that_bm25_finds_are_reranked_without_another_model(tuned: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip('bm25s')
+    dataset, found = (
+        read_set(str(write_names_set(tmp_path / 'set')), 'test'),
+        load_finetuned(f'{tuned}/tuned/seed-0'),
+    )
+    flags = ['--retrieval=set', f'--rerank={tuned}/tuned', '--first_stage=bm25', '--json']
+    assert run(['evaluate', *flags], tmp_path) == 0
+    systems = json.loads(capsys.readouterr().out)['retrieval']['systems']
+    assert [system['system'] for system in systems] == ['BM25', f'BM25 + {tuned}/tuned']
+    first = [[int(index) for index in row if index >= 0] for row in bm25.rank(dataset, DEPTH)]
+    logits = [_logits(found, query, [*dataset.passages()]) for query in dataset.queries]
+    for system, rankings in zip(systems, (first, _reordered(first, logits, DEPTH)), strict=True):
+        metrics = dataclasses.asdict(measure(rankings, dataset.judgements))
+        assert {name: system[name] for name in metrics} == pytest.approx(metrics)
+
+
+def _reordered(rankings: list[list[int]], logits: list[np.ndarray], depth: int) -> list[list[int]]:
+    return [
+        [*sorted(ranking[:depth], key=lambda index, row=row: -row[index]), *ranking[depth:]]
+        for ranking, row in zip(rankings, logits, strict=True)
+    ]
+
+
+def _logits(trained: FineTuned, query: str, passages: list[str]) -> np.ndarray:
+    return trained.logits([Record('', {'query': query, 'passage': passage}) for passage in passages], Counter())
 
 
 @pytest.mark.parametrize(

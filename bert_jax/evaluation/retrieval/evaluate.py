@@ -15,7 +15,7 @@ from bert_jax.evaluation.retrieval import bm25
 from bert_jax.evaluation.retrieval.dataset import RetrievalSet
 from bert_jax.evaluation.retrieval.metrics import DEPTH, mean_cosine, measure
 from bert_jax.evaluation.retrieval.search import QUERY_ROWS, search
-from bert_jax.evaluation.retrieval.vectors import write_vectors
+from bert_jax.evaluation.retrieval.vectors import Texts, leading_dims, write_both_sides
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import RetrievalSettings
 
@@ -32,7 +32,7 @@ class Ranked(NamedTuple):
     """What a model retrieves.
 
     Attributes:
-      system: what `evaluate_model` returns.
+      system: `system` (its name), `dims`, the metrics, `mean_cosine` of the passages, `truncated` texts and `seconds`.
       rankings: [Q, `DEPTH`] int, indices of passages, best first; -1 where there is no further passage.
     """
 
@@ -43,65 +43,80 @@ class Ranked(NamedTuple):
 def evaluate_model(
     name: str, pretrained: Pretrained, settings: RetrievalSettings, dataset: RetrievalSet
 ) -> dict[str, Any]:
-    """Returns `system` (its name), the metrics, `mean_cosine` of the passages, `truncated` texts and `seconds`.
+    """Returns what `rank_passages` measures with whole vectors."""
+    return rank_passages(name, pretrained, settings, dataset)[0].system
+
+
+def rank_passages(
+    name: str,
+    pretrained: Pretrained,
+    settings: RetrievalSettings,
+    dataset: RetrievalSet,
+    dims: int | None = None,
+    smaller: Sequence[int] = (),
+) -> list[Ranked]:
+    """Searches with the vectors of a model, then with their first dims; texts are encoded once.
 
     The vectors are written to a temporary directory (TMPDIR), 4 bytes per number.
+
+    Args:
+      dims: size of the vectors, as of `SentenceSettings.finish`; None for all.
+      smaller: further sizes to measure; those that are not smaller are left out.
 
     Raises:
       BadInput: if the disk is too small for the vectors, or a vector is not finite.
     """
-    return rank_passages(name, pretrained, settings, dataset).system
-
-
-def rank_passages(name: str, pretrained: Pretrained, settings: RetrievalSettings, dataset: RetrievalSet) -> Ranked:
-    """Returns the rankings too; see `evaluate_model`."""
-    start, is_cosine = time.monotonic(), settings.similarity == 'cosine'
+    start, found = time.monotonic(), []
     # Before Python 3.12 there is no way to close a memory map but to drop all references to it.
     with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
-        queries = write_vectors(
-            Path(directory) / 'queries.npy',
+        sides = write_both_sides(
+            Path(directory),
             pretrained,
-            settings.queries,
-            dataset.queries,
-            len(dataset.queries),
-            'queries',
-            normalize=is_cosine,
+            settings,
+            Texts('queries', dataset.queries, len(dataset.queries)),
+            Texts('passages', dataset.passages(), dataset.num_passages),
+            dims,
         )
-        passages = write_vectors(
-            Path(directory) / 'passages.npy',
-            pretrained,
-            settings.passages,
-            dataset.passages(),
-            dataset.num_passages,
-            'passages',
-            normalize=is_cosine,
-        )
-        hits = search(queries.array, passages.array, DEPTH, dataset.same_id[:, None].tolist())
-        num_blocks = -(-len(dataset.queries) // QUERY_ROWS)
-        rankings = np.concatenate([each.indices for each in counted(hits, num_blocks, 'searching', 'blocks')])
-        isotropy = mean_cosine(passages.array)
+        normalize, full = settings.similarity == 'cosine' or settings.queries.normalize, sides[0].array.shape[1]
+        for size in (full, *(each for each in smaller if each < full)):
+            queries, passages = (
+                leading_dims(side, Path(directory) / f'{size}-{index}.npy', size, normalize=normalize)
+                for index, side in enumerate(sides)
+            )
+            rankings, isotropy = _search(queries.array, passages.array, dataset), mean_cosine(passages.array)
+            seconds, start = time.monotonic() - start, time.monotonic()
+            system = {
+                'system': name if size == full else f'{name}, {size} dims',
+                'dims': size,
+                **dataclasses.asdict(measure(rankings.tolist(), dataset.judgements)),
+                'mean_cosine': isotropy,
+                'truncated': queries.num_truncated + passages.num_truncated,
+                'seconds': round(seconds, 3),
+            }
+            found.append(Ranked(system, rankings))
+    return found
+
+
+def _search(queries: np.ndarray, passages: np.ndarray, dataset: RetrievalSet) -> np.ndarray:
+    """Returns the rankings of `Ranked`."""
+    hits = search(queries, passages, DEPTH, dataset.same_id[:, None].tolist())
+    num_blocks = -(-len(queries) // QUERY_ROWS)
+    return np.concatenate([each.indices for each in counted(hits, num_blocks, 'searching', 'blocks')])
+
+
+def rank_with_bm25(dataset: RetrievalSet) -> Ranked:
+    """Returns what BM25 retrieves; it has no vectors and truncates nothing."""
+    start = time.monotonic()
+    rankings = bm25.rank(dataset, DEPTH)
     system = {
-        'system': name,
+        'system': 'BM25',
+        'dims': None,
         **dataclasses.asdict(measure(rankings.tolist(), dataset.judgements)),
-        'mean_cosine': isotropy,
-        'truncated': queries.num_truncated + passages.num_truncated,
+        'mean_cosine': None,
+        'truncated': 0,
         'seconds': round(time.monotonic() - start, 3),
     }
     return Ranked(system, rankings)
-
-
-def evaluate_bm25(dataset: RetrievalSet) -> dict[str, Any]:
-    """Returns what `evaluate_model` returns, for BM25, which has no vectors and truncates nothing."""
-    start = time.monotonic()
-    metrics = measure(bm25.rank(dataset, DEPTH).tolist(), dataset.judgements)
-    seconds = round(time.monotonic() - start, 3)
-    return {
-        'system': 'BM25',
-        **dataclasses.asdict(metrics),
-        'mean_cosine': None,
-        'truncated': 0,
-        'seconds': seconds,
-    }
 
 
 def summarize(directory: str, split: str, dataset: RetrievalSet, systems: Sequence[dict[str, Any]]) -> dict[str, Any]:

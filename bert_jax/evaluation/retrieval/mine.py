@@ -15,7 +15,7 @@ from bert_jax.data.labelled import Record
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.pairs import Pairs
 from bert_jax.evaluation.retrieval.search import PASSAGE_ROWS, QUERY_ROWS, Hits, search_block
-from bert_jax.evaluation.retrieval.vectors import write_vectors
+from bert_jax.evaluation.retrieval.vectors import Texts, write_both_sides
 from bert_jax.files import new_file
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import RetrievalSettings
@@ -102,24 +102,13 @@ def mine(pairs: Pairs, pretrained: Pretrained, settings: RetrievalSettings, mini
     Raises:
       BadInput: if the disk is too small for the vectors, or a vector is not finite.
     """
-    start, is_cosine = time.monotonic(), settings.similarity == 'cosine'
-    anchors = write_vectors(
-        pairs.directory / 'anchors.npy',
+    start = time.monotonic()
+    anchors, passages = write_both_sides(
+        pairs.directory,
         pretrained,
-        settings.queries,
-        pairs.anchors,
-        len(pairs.anchors),
-        'anchors',
-        normalize=is_cosine,
-    )
-    passages = write_vectors(
-        pairs.directory / 'passages.npy',
-        pretrained,
-        settings.passages,
-        pairs.passages,
-        len(pairs.passages),
-        'passages',
-        normalize=is_cosine,
+        settings,
+        Texts('anchors', pairs.anchors, len(pairs.anchors)),
+        Texts('passages', pairs.passages, len(pairs.passages)),
     )
     chosen = _choose(pairs, anchors.array, passages.array, mining)
     written = short = negatives = 0

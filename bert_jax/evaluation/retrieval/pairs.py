@@ -16,10 +16,9 @@ import numpy as np
 
 from bert_jax.activity import progress
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, parse_record, read_records
+from bert_jax.data.labelled import Record, parse_record, read_records, table_source
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.dataset import passage_text
-from bert_jax.evaluation.retrieval.similarity import source_of
 from bert_jax.evaluation.retrieval.texts import DistinctTexts
 from bert_jax.text.sources.lines import read_whole_lines
 
@@ -111,7 +110,7 @@ def _read_columns(source: str, columns: tuple[str, str]) -> Iterator[Record]:
       BadInput: names the file and line of a missing or empty text.
     """
     try:
-        for record in read_records(source_of(source), Task(), columns):
+        for record in read_records(table_source(source), Task(), columns):
             for column in columns:
                 text = record.fields.get(column)
                 if not isinstance(text, str) or not text.strip():

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,12 @@ import numpy as np
 
 from bert_jax.config.finetuning import Task
 from bert_jax.console import quantity
-from bert_jax.data.labelled import read_records
+from bert_jax.data.labelled import parse_number, read_records, table_source
 from bert_jax.errors import BadInput
-from bert_jax.evaluation.retrieval.vectors import write_vectors
+from bert_jax.evaluation.retrieval.vectors import Texts, leading_dims, write_vectors
 from bert_jax.pretrained.load import Pretrained
 from bert_jax.pretrained.sentences import SentenceSettings
-from bert_jax.text.sources.compression import without_compression
 
-FORMATS = ('jsonl', 'csv', 'tsv', 'parquet')
 _SCORED = 'a text, another text, and a number'
 
 
@@ -28,21 +27,6 @@ class ScoredPairs:
     first: list[str]
     second: list[str]
     scores: list[float]
-
-
-def source_of(name: str) -> str:
-    """Returns FORMAT:FILE for the name of a file, whose suffix gives the format unless the name begins with one.
-
-    Raises:
-      BadInput: if the format is unknown.
-    """
-    if name.partition(':')[0] in FORMATS:
-        return name
-    suffix = Path(without_compression(name)).suffix.removeprefix('.')
-    if suffix not in FORMATS:
-        expected = f'a file that ends in {", ".join(f".{each}" for each in FORMATS)}, or FORMAT:FILE'
-        raise BadInput(name, 'has no known format', expected)
-    return f'{suffix}:{name}'
 
 
 def read_scored_pairs(name: str, columns: tuple[str, str, str]) -> ScoredPairs:
@@ -57,13 +41,13 @@ def read_scored_pairs(name: str, columns: tuple[str, str, str]) -> ScoredPairs:
     """
     pairs, fix = ScoredPairs([], [], []), '--sts_columns=FIRST,SECOND,SCORE names the columns'
     try:
-        for where, fields in read_records(source_of(name), Task(), columns):
+        for where, fields in read_records(table_source(name), Task(), columns):
             first, second, score = (fields.get(column) for column in columns)
             if not all(isinstance(text, str) and text.strip() for text in (first, second)):
                 raise BadInput(where, 'has an empty text', _SCORED)
             pairs.first.append(str(first))
             pairs.second.append(str(second))
-            pairs.scores.append(_as_score(score, where))
+            pairs.scores.append(parse_number(where, score, 'score', fix))
     except BadInput as error:  # its fix names the fields of a fine-tune
         raise BadInput(*error.args[:3], fix) from None
     if len({*pairs.scores}) < 2:
@@ -71,34 +55,43 @@ def read_scored_pairs(name: str, columns: tuple[str, str, str]) -> ScoredPairs:
     return pairs
 
 
-def _as_score(value: Any, where: str) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise BadInput(where, 'has no score', _SCORED)
-    return score
-
-
 def evaluate_similarity(
-    name: str, pretrained: Pretrained, settings: SentenceSettings, pairs: ScoredPairs
-) -> dict[str, Any]:
-    """Returns `system` (its name), `spearman` and `truncated`.
+    name: str,
+    pretrained: Pretrained,
+    settings: SentenceSettings,
+    pairs: ScoredPairs,
+    dims: int | None = None,
+    smaller: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """Returns `system` (its name), `dims`, `spearman` and `truncated` of whole vectors and of their first dims.
 
     `spearman` is Spearman's rank correlation of cosine similarities and scores, as in STS-B; None if all cosines are
     equal.
+
+    Args:
+      dims, smaller: as of `rank_passages`.
     """
-    vectors = []
-    truncated = 0
+    found = []
     with tempfile.TemporaryDirectory(prefix='bert_jax-evaluate-') as directory:
-        for which, texts in (('first', pairs.first), ('second', pairs.second)):
-            path = Path(directory) / f'{which}.npy'
-            written = write_vectors(path, pretrained, settings, texts, len(texts), f'{which} texts', normalize=True)
-            vectors.append(written.array)
-            truncated += written.num_truncated
-        cosines = np.einsum('nd,nd->n', *vectors)
-    return {'system': name, 'spearman': spearman(cosines, np.array(pairs.scores)), 'truncated': truncated}
+        sides = [
+            write_vectors(Path(directory), pretrained, settings, Texts(what, texts, len(texts)), dims, normalize=True)
+            for what, texts in (('first texts', pairs.first), ('second texts', pairs.second))
+        ]
+        full = sides[0].array.shape[1]
+        for size in (full, *(each for each in smaller if each < full)):
+            leading = [
+                leading_dims(side, Path(directory) / f'{size}-{index}.npy', size, normalize=True).array
+                for index, side in enumerate(sides)
+            ]
+            cosines = np.einsum('nd,nd->n', *leading)
+            system = {
+                'system': name if size == full else f'{name}, {size} dims',
+                'dims': size,
+                'spearman': spearman(cosines, np.array(pairs.scores)),
+                'truncated': sum(side.num_truncated for side in sides),
+            }
+            found.append(system)
+    return found
 
 
 def spearman(found: np.ndarray, expected: np.ndarray) -> float | None:

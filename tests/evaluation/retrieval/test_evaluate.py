@@ -24,7 +24,9 @@ METRICS = ('ndcg_at_10', 'mrr_at_10', 'recall_at_10', 'recall_at_100')
 MODES = {'pooling_mode_mean_tokens': True}
 
 
-def write_sentence_model(directory: Path, prompts: dict[str, str], default: str | None, similarity: str) -> Path:
+def write_sentence_model(
+    directory: Path, prompts: dict[str, str], default: str | None, similarity: str, dims: tuple[int, ...] = ()
+) -> Path:
     """Writes a small model whose sentence-transformers files name prompts."""
     write_model(directory)
     (directory / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': True, 'model_max_length': 24}))
@@ -34,6 +36,7 @@ def write_sentence_model(directory: Path, prompts: dict[str, str], default: str 
     (directory / '1_Pooling').mkdir()
     (directory / '1_Pooling' / 'config.json').write_text(json.dumps({'word_embedding_dimension': 32} | MODES))
     content = {'prompts': prompts, 'default_prompt_name': default, 'similarity_fn_name': similarity}
+    content |= {'matryoshka_dims': dims} if dims else {}
     (directory / 'config_sentence_transformers.json').write_text(json.dumps(content))
     return directory
 
@@ -116,6 +119,39 @@ def test_spearman_of_scored_pairs_is_that_of_the_cosines(tmp_path: Path, capsys:
     assert system['spearman'] == pytest.approx(spearman((first * second).sum(1), np.array([4, 1.5, 3])))
 
 
+@pytest.mark.compiles
+def test_every_matryoshka_dim_has_a_row_equal_to_that_of_dims(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    dataset = read_set(str(write_names_set(tmp_path / 'set')), 'test')
+    write_sentence_model(tmp_path / 'model', {}, None, 'cosine', (32, 8))
+    rows = [('ada is in town', 'bob is in town', 4), ('a great film', 'sad', 1.5), ('the plot', 'the end', 3)]
+    write_lines(
+        tmp_path / 'pairs.jsonl', [dict(zip(('sentence1', 'sentence2', 'score'), row, strict=True)) for row in rows]
+    )
+    flags = ['--model=model', '--retrieval=set', '--sts=pairs.jsonl', '--nobm25', '--json']
+    assert run(['evaluate', *flags], tmp_path) == 0
+    found = json.loads(capsys.readouterr().out)
+    for systems in (found['retrieval']['systems'], found['sts']['systems']):
+        assert [(each['system'], each['dims']) for each in systems] == [('model', 32), ('model, 8 dims', 8)]
+    encoder = TextEncoder(load_pretrained(str(tmp_path / 'model')), SentenceSettings(''))
+    texts = dataset.queries, [*dataset.passages()], [row[0] for row in rows], [row[1] for row in rows]
+    for index, dims in enumerate((32, 8)):
+        queries, passages, first, second = (_unit(encoder.encode(each)[0][:, :dims]) for each in texts)
+        system = found['retrieval']['systems'][index]
+        assert {name: system[name] for name in METRICS} == pytest.approx(_metrics(queries, passages, dataset))
+        expected = spearman((first * second).sum(1), np.array([row[2] for row in rows]))
+        assert found['sts']['systems'][index]['spearman'] == pytest.approx(expected)
+    assert run(['evaluate', *flags, '--dims=8'], tmp_path) == 0
+    short = json.loads(capsys.readouterr().out)
+    for task in ('retrieval', 'sts'):
+        [system], expected = short[task]['systems'], found[task]['systems'][1]
+        assert system['system'] == 'model'
+        assert {k: v for k, v in system.items() if k not in ('system', 'seconds')} == pytest.approx(
+            {k: v for k, v in expected.items() if k not in ('system', 'seconds')}, abs=1e-6
+        )
+    assert run(['evaluate', *flags, '--dims=33'], tmp_path) == 2
+    assert '--dims=33: the vectors of this model have 32 dims' in capsys.readouterr().err
+
+
 def test_bm25_equals_the_formula(tmp_path: Path) -> None:
     pytest.importorskip('bm25s')
     dataset = read_set(str(write_names_set(tmp_path)), 'test')
@@ -152,11 +188,14 @@ def test_equal_bm25_scores_are_ranked_by_index() -> None:
         (['--model=model', '--retrieval=set', '--baseline=model'], ['--baseline=model: is the model itself']),
         (['--model=model', '--sts=constant.tsv'], ['constant.tsv: has no two different scores']),
         (['--model=model', '--sts=empty.csv'], ['empty.csv:3: has an empty text']),
-        (['--model=model', '--sts=unscored.jsonl'], ['unscored.jsonl:1: has no score']),
+        (['--model=model', '--sts=unscored.jsonl'], ['unscored.jsonl:1: has the score None']),
         (['--model=model', '--sts=constant.tsv', '--sts_columns=a,b'], ['does not name three columns']),
         (['--model=model', '--sts=constant.tsv', '--sts_columns=a,b,c'], ["has no column 'a'", '--sts_columns=']),
         (['--model=model', '--sts=pairs.xml'], ['pairs.xml: has no known format']),
         (['--retrieval=set'], ['--model: is missing']),
+        (['--model=model', '--retrieval=set', '--first_stage=bm25'], ['--first_stage: applies only with --rerank']),
+        (['--retrieval=set', '--rerank=x', '--first_stage=tf'], ['--first_stage=tf: is not a first stage', 'bm25']),
+        (['--retrieval=set', '--rerank=x', '--first_stage=bm25', '--nobm25'], ['--nobm25: is given together']),
     ],
 )
 def test_bad_arguments_are_rejected_before_a_model_is_loaded(
