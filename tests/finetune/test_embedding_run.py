@@ -15,6 +15,7 @@ from bert_jax.text.corpus import load_corpus
 from tests.support.commands import run
 from tests.support.models import write_model
 from tests.support.processes import ROOT
+from tests.support.retrieval import write_names_set
 from tests.support.runs import metric_lines
 from tests.support.tasks import BAD, GOOD, NAMES, OTHER
 
@@ -60,7 +61,10 @@ def _flags(variant: str = 'pairs', **changes: object) -> list[str]:
 
 @pytest.fixture(scope='module')
 def finished(one_device, directory: Path) -> Path:
+    write_names_set(directory / 'names')
     flags = _flags(train__epochs=8, train__evaluate_every=40, embedding__matryoshka_dims='(32,8)')
+    flags += ['--config.train.probe_every=40', "--config.probe.sets=(('names', 'beir:names'),)"]
+    flags += ['--config.embedding.passage_prompt=the ']
     assert run(['finetune', *flags, '--workdir=pairs'], directory) == 0
     return directory / 'pairs'
 
@@ -78,6 +82,17 @@ def test_pairs_are_learned_and_ranked(directory: Path, finished: Path, capsys) -
     assert all('accuracy' in line for line in lines if 'loss' in line)
     assert run(['evaluate', '--workdir=pairs', '--json'], directory) == 0
     assert json.loads(capsys.readouterr().out)['metrics'] == pytest.approx(results, abs=0.02)
+
+
+@pytest.mark.compiles
+def test_probe_of_a_retrieval_set_measures_what_evaluate_does(directory: Path, finished: Path, capsys) -> None:
+    probed = {line['step']: line for line in metric_lines(finished / 'seed-0') if 'retrieval/names/ndcg_at_10' in line}
+    assert [*probed] == [40, 80]
+    assert run(['evaluate', '--workdir=pairs', '--retrieval=names', '--nobm25', '--json'], directory) == 0
+    whole, short = json.loads(capsys.readouterr().out)['retrieval']['systems']
+    assert (whole['dims'], short['dims']) == (32, 8)
+    for name in ('ndcg_at_10', 'mrr_at_10', 'recall_at_10', 'mean_cosine'):
+        assert probed[80][f'retrieval/names/{name}'] == pytest.approx(whole[name], abs=1e-5)
 
 
 @pytest.mark.compiles

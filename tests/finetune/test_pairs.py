@@ -22,6 +22,7 @@ from bert_jax.finetune.rows import Packing
 from tests.support.corpora import MemorySplit, random_split, tokenizer_of
 from tests.support.models import read_tokenizer
 from tests.support.tasks import GOOD, NAMES, OTHER
+from tests.support.texts import write_tfds_records
 
 WORDS = [*GOOD, *NAMES, *OTHER]
 
@@ -89,9 +90,13 @@ def _is_equal(one: PairBatch, other: PairBatch) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_every_format_gives_the_same_batches(tmp_path: Path) -> None:
-    found = {}
-    for name, source in _write(tmp_path, _records(40)).items():
+def test_every_format_gives_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tfds = pytest.importorskip('tensorflow_datasets')
+    found, records = {}, _records(40)
+    features = {'anchor': tfds.features.Text(), 'positive': tfds.features.Text(), 'score': tfds.features.Text()}
+    write_tfds_records(tmp_path / 'datasets', 'scored', features, records)
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'datasets'))
+    for name, source in (_write(tmp_path, records) | {'tfds': 'tfds:scored'}).items():
         assert has_scores(source, Task(directory=str(tmp_path)), Embedding())
         pairs = _read(tmp_path, source, is_scored=True, loss='cosent')
         stream = _stream(pairs)
@@ -193,6 +198,21 @@ def test_hard_negatives_come_from_columns_and_lists_and_vary_by_epoch(tmp_path: 
 
 
 TEXTS = ['film', 'plot', 'scene', *NAMES, 'dull', 'sad', 'end']
+
+
+def test_lists_of_hard_negatives_come_from_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tfds = pytest.importorskip('tensorflow_datasets')
+    records = [
+        {'anchor': f'{name} film', 'positive': f'{name} town', 'negative': [f'{name} {word}' for word in OTHER[:count]]}
+        for count, name in enumerate(NAMES)
+    ]
+    features = {'anchor': tfds.features.Text(), 'positive': tfds.features.Text()}
+    features |= {'negative': tfds.features.Sequence(tfds.features.Text())}
+    write_tfds_records(tmp_path / 'datasets', 'triplets', features, records)
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'datasets'))
+    found = [_read(tmp_path, source, num_negatives=2) for source in ('tfds:triplets', _jsonl(tmp_path, records))]
+    assert found[0].content_hash() == found[1].content_hash()
+    assert np.diff(found[0].starts).tolist() == [2 + len(record['negative']) for record in records]
 
 
 def test_sources_take_turns_in_proportion_to_their_weights(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from bert_jax.finetune.splits import sample_examples
 from bert_jax.finetune.tasks import TaskData, read_task
 from bert_jax.finetune.texts import cut_pair
 from tests.support.models import read_tokenizer
+from tests.support.texts import write_tfds_records
 
 ROOT = Path(__file__).parents[2]
 # The columns of GLUE's files as handed out, and two rows of each; test files have no label and other columns.
@@ -119,24 +120,9 @@ def test_csv_json_lines_and_compressed_files_are_equal(tmp_path: Path) -> None:
 
 def test_tfds_class_names_become_labels(tmp_path: Path, monkeypatch) -> None:
     tfds = pytest.importorskip('tensorflow_datasets')
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    features = tfds.features.FeaturesDict(
-        {'sentence': tfds.features.Text(), 'label': tfds.features.ClassLabel(names=['worse', 'better'])}
-    )
-    directory = tmp_path / 'reviews' / '1.0.0'
-    directory.mkdir(parents=True)
-    writer = ArrayRecordWriter(str(directory / 'reviews-train.array_record-00000-of-00001'), 'group_size:1')
-    for text, label in [('a film', 1), ('the end', 0)]:
-        writer.write(features.serialize_example({'sentence': text, 'label': label}))
-    writer.close()
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory, dataset_name='reviews', split='train', filetype_suffix='array_record'
-    )
-    split = tfds.core.SplitInfo(name='train', shard_lengths=[2], num_bytes=0, filename_template=template)
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features, split_infos=[split], filename_template=template, check_data=False
-    )
+    features = {'sentence': tfds.features.Text(), 'label': tfds.features.ClassLabel(names=['worse', 'better'])}
+    records = [{'sentence': 'a film', 'label': 1}, {'sentence': 'the end', 'label': 0}]
+    write_tfds_records(tmp_path, 'reviews', features, records)
     monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
     task = Task(train='tfds:reviews', validation='tfds:reviews:1.0.0:train', sequence_length=16)
     data = read_task(task, Train(), read_tokenizer(tmp_path))

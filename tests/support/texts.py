@@ -62,30 +62,34 @@ def contents(directory):
 
 
 def write_tfds(data_dir, documents):
-    """Writes a dataset `letters` in the format of TFDS, without TensorFlow."""
+    """Writes a dataset `letters` of documents, lists of lines; see `write_tfds_records`."""
+    tfds = pytest.importorskip('tensorflow_datasets')
+    features = {'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)}
+    return write_tfds_records(
+        data_dir, 'letters', features, [{'text': '\n'.join(lines), 'label': 1} for lines in documents]
+    )
+
+
+def write_tfds_records(data_dir, name, features, records):
+    """Writes a dataset with the split `train` in the format of TFDS, without TensorFlow; returns the module."""
     tfds = pytest.importorskip('tensorflow_datasets')
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tfds.features.Scalar(np.int64)})
-    directory = data_dir / 'letters' / '1.0.0'
+    features = tfds.features.FeaturesDict(features)
+    directory = data_dir / name / '1.0.0'
     directory.mkdir(parents=True)
-    writer = ArrayRecordWriter(str(directory / 'letters-train.array_record-00000-of-00001'), 'group_size:1')
-    for lines in documents:
-        writer.write(features.serialize_example({'text': '\n'.join(lines), 'label': 1}))
+    writer = ArrayRecordWriter(str(directory / f'{name}-train.array_record-00000-of-00001'), 'group_size:1')
+    for record in records:
+        writer.write(features.serialize_example(record))
     writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, split='train', filetype_suffix='array_record'
+    )
+    split = tfds.core.SplitInfo(name='train', shard_lengths=[len(records)], num_bytes=0, filename_template=template)
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
         features=features,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name='train',
-                shard_lengths=[len(documents)],
-                num_bytes=0,
-                filename_template=tfds.core.ShardedFileTemplate(
-                    data_dir=directory, dataset_name='letters', split='train', filetype_suffix='array_record'
-                ),
-            )
-        ],
+        split_infos=[split],
         check_data=False,
         filename_template='{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
     )
