@@ -47,9 +47,11 @@ def examples(arrays: Any, part: str, kind: str) -> list[dict[str, Any]]:
     return inputs
 
 
-def _speed(times: list[float], every: int, batch: int) -> float:
-    """Returns examples per second, the median over intervals of `every` steps."""
+def median_speed(times: list[float], every: int, batch: int) -> float | None:
+    """Returns examples per second, the median over intervals of `every` steps; None if there is no whole interval."""
     marks = times[_WARM_UP::every]
+    if len(marks) < 2:
+        return None
     return statistics.median(every * batch / (end - start) for start, end in zip(marks[:-1], marks[1:], strict=True))
 
 
@@ -95,7 +97,7 @@ def finetune(directory: Path) -> None:
     trainer.train()
     outputs = trainer.predict(dev).predictions
     np.save(directory / 'outputs.npy', np.stack(outputs, axis=-1) if kind == 'spans' else outputs)
-    result = {'examples_per_second': _speed(clock.times, settings['log_every'], settings['batch'])}
+    result = {'examples_per_second': median_speed(clock.times, settings['log_every'], settings['batch'])}
     (directory / 'run.json').write_text(json.dumps(result))
 
 
