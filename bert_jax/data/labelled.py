@@ -242,7 +242,7 @@ def _as_python(value: Any, feature: Any) -> Any:
         return {name: _as_python(field, inner[name]) for name, field in value.items()}
     if hasattr(inner, 'int2str') and getattr(value, 'ndim', 0) == 0:
         return inner.int2str(int(value)) if int(value) >= 0 else None
-    if getattr(value, 'ndim', 0):
+    if getattr(value, 'ndim', 0) or isinstance(value, list):  # texts of varying number are a list
         return [_as_python(item, inner) for item in value]
     if isinstance(value, bytes):
         return value.decode('utf-8', 'replace')

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from bert_jax.pretrained.sentences import SentenceSettings, write_settings
 from bert_jax.pretrained.vectors import TextEncoder, plan_batches
 from bert_jax.text.tokenizer import load_tokenizer
 from tests.support.models import TOKENS, write_model
+from tests.support.processes import Running, command, environment
 
 D = 32  # hidden size
 SETTINGS = SentenceSettings('', max_length=24, normalize=True, prompts={'query': 'who is ', 'document': ''})
@@ -122,6 +125,30 @@ def test_interrupted_command_resumes_with_the_same_output(
     (tmp_path / 'in.txt').write_text('\n'.join(['another', *texts]))
     assert run(model, tmp_path / 'in.txt', output, '--json') == 0
     assert json.loads(capsys.readouterr().out)['resumed_from'] == 0 and len(np.load(output)) == 51
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.txt', 'out.npy', 'whole.npy']
+
+
+@pytest.mark.compiles
+@pytest.mark.processes
+def test_killed_command_resumes_with_the_same_output(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 30, 12_000)
+    (tmp_path / 'in.txt').write_text('\n'.join(' '.join(rng.choice(TOKENS[60:], length)) for length in lengths))
+    flags = [f'--model={model}', f'--input={tmp_path}/in.txt', f'--output={tmp_path}/out.npy']
+    job = tmp_path / '.out.npy.partial' / 'job.json'
+    with Running(command('embed', *flags), environment()) as running:
+        while not job.exists():
+            assert running.process.poll() is None, running.text
+            time.sleep(0.002)
+        running.send(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+    assert not (tmp_path / 'out.npy').exists()
+    done = json.loads(job.read_text())['num_done']
+    assert run(model, tmp_path / 'in.txt', tmp_path / 'out.npy', '--json') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found['resumed_from'] == done < found['lines'] == len(lengths)
+    assert run(model, tmp_path / 'in.txt', tmp_path / 'whole.npy') == 0
+    np.testing.assert_allclose(np.load(tmp_path / 'out.npy'), np.load(tmp_path / 'whole.npy'), atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in.txt', 'out.npy', 'whole.npy']
 
 
