@@ -51,7 +51,7 @@ def attend(
     """Computes softmax(q k' / sqrt(K)) v of each head, [B, L, D]; the values at padding are finite and undefined.
 
     Args:
-      q, k, v: [B, L, D].
+      q, k, v: [B, L, D]. Keys and values may have fewer heads, each of which serves as many query heads.
       sequence_ids: [B, L] int32; a position attends to positions with the same id; 0 is padding.
       rate: dropout rate of the weights; no dropout without a key.
       implementation: `config.Model.attention`: 'auto' uses a kernel that supports the arguments, 'plain' never does.
@@ -70,19 +70,52 @@ def attend(
     if implementation != 'plain':
         reason = unsupported_reason(platform, q.shape[1], own, size, str(q.dtype))
         if reason is None:
-            row_keys = key.of_rows(_SITE) if key is not None and rate else jnp.zeros(q.shape[0], jnp.uint32)
+            if platform != 'gpu' or k.shape[-1] // size % num_parts:  # the GPU kernel itself shares heads
+                k, v = (_repeated(x, num_heads, size) for x in (k, v))
+            row_keys = _row_keys(key, rate, q.shape[0])
             run = functools.partial(_in_whole_blocks, platform, own, rate, radius)
             first_heads = jnp.arange(0, num_heads, own, dtype=jnp.uint32)  # of each device on the tensor axis
-            aheads = [] if is_causal is None else [jnp.where(is_causal, 0, q.shape[1]).astype(jnp.int32)]
+            aheads = _aheads(is_causal, q.shape[1])
             run = _by_heads(run, len(aheads)) if num_parts > 1 else run
             return run(q, k, v, sequence_ids, row_keys, first_heads, *aheads)
         if implementation == 'fused' and platform in _KERNELS:
             raise BadInput(
                 'config.model.attention', f"is 'fused', and {reason[0]}", 'what a kernel supports', reason[1]
             )
+    k, v = (_repeated(x, num_heads, size) for x in (k, v))
     if radius is not None:
         return attend_locally(q, k, v, sequence_ids, num_heads, radius, rate, key, _SITE, is_causal)
     return attend_plainly(q, k, v, sequence_ids, num_heads, rate, key, _SITE, is_causal)
+
+
+def attend_jointly(
+    qkv: jax.Array,
+    bias: jax.Array,
+    sequence_ids: jax.Array,
+    num_heads: int,
+    rate: float,
+    key: DropoutKey | None,
+    is_causal: Array | None = None,
+) -> jax.Array:
+    """Computes what `attend` does of `q, k, v = split(qkv + bias)`, in a kernel that adds and splits them itself.
+
+    Args:
+      qkv: [B, L, 3 D], for which `has_joint_kernel`.  bias: [3 D] float32.  The others are as of `attend`.
+    """
+    kernels = _kernels(_KERNELS['gpu'])
+    assert kernels is not None  # see `has_joint_kernel`
+    rate, L = 0.0 if key is None else rate, qkv.shape[1]
+    sequence_ids, qkv = _padded(kernels.BLOCK, sequence_ids, qkv)
+    scalars = (_row_keys(key, rate, len(qkv)), jnp.zeros(1, jnp.uint32), *_aheads(is_causal, L))
+    settings = {'num_heads': num_heads, 'rate': rate, 'row_length': L}
+    return kernels.attend_jointly(qkv, bias, sequence_ids, *scalars, **settings)[:, :L]
+
+
+def has_joint_kernel(implementation: str, length: int, num_heads: int, head_size: int, dtype: str) -> bool:
+    """Returns whether `attend_jointly` supports the arguments (as of `attend`): on a GPU that has all heads."""
+    if implementation == 'plain' or target_platform() != 'gpu' or tensor_parts() > 1:
+        return False
+    return unsupported_reason('gpu', length, num_heads, head_size, dtype) is None
 
 
 def unsupported_reason(
@@ -153,11 +186,31 @@ def _in_whole_blocks(
     kernels = _kernels(_KERNELS[platform])
     assert kernels is not None  # see `unsupported_reason`
     L = q.shape[1]
-    missing = [(0, 0), (0, -L % kernels.BLOCK)]
-    sequence_ids = jnp.pad(sequence_ids, missing)
-    q, k, v = (jnp.pad(x, [*missing, (0, 0)]) for x in (q, k, v))
+    sequence_ids, q, k, v = _padded(kernels.BLOCK, sequence_ids, q, k, v)
     settings = {'num_heads': num_heads, 'rate': rate, 'radius': radius, 'row_length': L}
     return kernels.attend(q, k, v, sequence_ids, *scalars, **settings)[:, :L]
+
+
+def _repeated(x: jax.Array, num_heads: int, head_size: int) -> jax.Array:
+    """Repeats the heads of keys or values, one for each query head: [B, L, G K] -> [B, L, H K]."""
+    heads = x.reshape(*x.shape[:2], -1, head_size)
+    repeats = num_heads // heads.shape[2]
+    return x if repeats == 1 else jnp.repeat(heads, repeats, axis=2).reshape(*x.shape[:2], -1)
+
+
+def _padded(block: int, *arrays: jax.Array) -> list[jax.Array]:
+    """Pads [B, L] or [B, L, D] to a multiple of a block of positions."""
+    return [jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), *[(0, 0)] * (x.ndim - 2)]) for x in arrays]
+
+
+def _row_keys(key: DropoutKey | None, rate: float, num_rows: int) -> jax.Array:
+    """Returns [B] uint32 for a kernel."""
+    return key.of_rows(_SITE) if key is not None and rate else jnp.zeros(num_rows, jnp.uint32)
+
+
+def _aheads(is_causal: Array | None, length: int) -> list[jax.Array]:
+    """Returns how far after itself a position of each row attends, [B] int32, for a kernel; [] without causal rows."""
+    return [] if is_causal is None else [jnp.where(jnp.asarray(is_causal), 0, length).astype(jnp.int32)]
 
 
 @functools.cache

@@ -13,10 +13,11 @@ from flax import nnx
 from bert_jax import config
 from bert_jax.model.dropout import DropoutKey, dropout
 from bert_jax.model.inputs import Array, Inputs
-from bert_jax.model.layer_stack import Gather, run_layers
+from bert_jax.model.layer_stack import Gather, is_scanned, run_layers
 from bert_jax.model.layers import Dense, EncoderLayer, LayerNorm, gelu, parameter, stack, truncated_normal
 from bert_jax.model.masked_lm import MaskedLM
 from bert_jax.model.matmul import Count, Matmul
+from bert_jax.model.platform import target_platform
 from bert_jax.model.vocabulary import at_positions, padded_vocab_size, word_embeddings
 
 
@@ -60,11 +61,13 @@ class Encoder(nnx.Module):
           is_causal: as of `attention.attend`.
         """
 
-        def apply(layer: EncoderLayer, x: jax.Array, index: jax.Array, _: None) -> jax.Array:
-            return layer(x, jnp.asarray(sequence_ids), key and key.at(index), is_causal)
+        def apply(layer: EncoderLayer, uses: tuple, index: jax.Array, _: None) -> tuple:
+            return layer(uses, jnp.asarray(sequence_ids), key and key.at(index), is_causal)
 
+        scan = is_scanned(self.num_layers, self.remat, gather is not None) if self.scan is None else self.scan
+        uses = (x,) if scan or target_platform() != 'gpu' else (x, x)  # a loop would copy the second
         kinds = [None] * self.num_layers
-        return run_layers(self.layers, x, apply, kinds, remat=self.remat, scan=self.scan, gather=gather)
+        return run_layers(self.layers, uses, apply, kinds, remat=self.remat, scan=scan, gather=gather)[0]
 
 
 class Bert(nnx.Module):

@@ -6,15 +6,14 @@ and loops over blocks of `N` positions of the other side: keys for queries, quer
 After Dao 2023, "FlashAttention-2". The forward pass keeps the logarithm of softmax's sum, [B, H, L]; the backward pass
 recomputes weights and dropout masks from it, once for the gradients of keys and values and once for those of queries.
 It sums in registers, without atomic additions, so that gradients do not depend on the order in which programs run.
-Arrays keep the layout [B, L, D] of the dense layers around. Only blocks that hold positions of the same sequence within
-the window are visited, and no block of padding; in causal rows, none above the diagonal.
+Arrays keep the layout [B, L, D] of the dense layers around; queries, keys and values may be parts of one. Only blocks
+that hold positions of the same sequence within the window are visited, and no block of padding; in causal rows, none
+above the diagonal.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from bert_jax.model.dropout import is_kept_at, spread
+from bert_jax.model.gpu_kernels import Call, Size, backward_kernel, forward_kernel
 
 BLOCK = 64  # L is a multiple of it
 LARGEST_HEAD = 128  # K; larger accumulators do not fit into the registers
-_NO = -1e30  # the score of a key that a query does not attend to
-_LOG2_E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +43,6 @@ class _Blocks:
     def own_of(self, length: int) -> int:
         """Returns M for rows of `length`."""
         return self.own if length % self.own == 0 else BLOCK
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """The static arguments of both kernels.
-
-    Attributes:
-      row_length: as of `attend`.
-      interpret: run them without a GPU.
-      has_aheads: whether `aheads` is the last of the scalars.
-    """
-
-    num_heads: int
-    rate: float
-    radius: int | None
-    row_length: int
-    interpret: bool
-    has_aheads: bool
 
 
 def attend(
@@ -86,7 +65,8 @@ def attend(
     The values at padding (id 0) are finite and undefined.
 
     Args:
-      q, k, v: [B, L, D]; L a multiple of `BLOCK`, K at most `LARGEST_HEAD`.  sequence_ids: [B, L] int32.
+      q, k, v: [B, L, D]; L a multiple of `BLOCK`, K at most `LARGEST_HEAD`. Keys and values may have fewer heads, each
+        of which serves as many query heads.  sequence_ids: [B, L] int32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  first_head: [1] uint32, the index of the first of
         these heads in the model.
       aheads: [B] int32, how far after itself a position of the row attends at most: 0 in a causal row; None: any.
@@ -94,11 +74,38 @@ def attend(
       radius: positions attend to positions at most this far away; None for any distance.
       row_length: L of those weights, if padding follows it; by default, all of L.
     """
-    call = _Call(num_heads, rate, radius, row_length or q.shape[1], interpret, aheads is not None)
+    call = Call(num_heads, rate, radius, row_length or q.shape[1], aheads is not None, False, interpret)
     scalars = (row_keys, first_head) if aheads is None else (row_keys, first_head, aheads)
-    heads = (*q.shape[:2], num_heads, q.shape[2] // num_heads)
-    q, k, v = (x.reshape(heads) for x in (q, k, v))
-    return _attend(call, q, k, v, sequence_ids, *scalars).reshape(*heads[:2], -1)
+    parts = tuple(x.reshape(*x.shape[:2], 1, -1, q.shape[2] // num_heads) for x in (q, k, v))
+    return _attend(call, parts, None, sequence_ids, *scalars).reshape(q.shape)
+
+
+def attend_jointly(
+    qkv: jax.Array,
+    bias: jax.Array,
+    sequence_ids: jax.Array,
+    row_keys: jax.Array,
+    first_head: jax.Array,
+    aheads: jax.Array | None = None,
+    *,
+    num_heads: int,
+    rate: float,
+    row_length: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Computes what `attend` does of `q, k, v = split(qkv + bias)`, without storing any of these.
+
+    The bias of keys is not added: it shifts all scores of a query alike, which softmax ignores.
+
+    Args:
+      qkv: [B, L, 3 D], the result of a matmul.  bias: [3 D] float32.  The others are as of `attend`.
+    """
+    B, L, columns = qkv.shape
+    call = Call(num_heads, rate, None, row_length or L, aheads is not None, True, interpret)
+    scalars = (row_keys, first_head) if aheads is None else (row_keys, first_head, aheads)
+    heads = (3, num_heads, columns // (3 * num_heads))
+    parts, bias = (qkv.reshape(B, L, *heads),), bias.reshape(heads)
+    return _attend(call, parts, bias, sequence_ids, *scalars).reshape(B, L, -1)
 
 
 def num_scores(length: int, radius: int | None, blocks: _Blocks) -> int:
@@ -119,64 +126,145 @@ def _backward_blocks(head_size: int) -> _Blocks:
     return _Blocks(64, 64 if head_size <= 64 else 32, num_warps=4)
 
 
-# All arrays of a head are [B, L, H, K] from here on.
+# Queries, keys and values are three arrays [B, L, 1, H, K] or the parts of one, [B, L, 3, H, K], from here on. Of keys
+# and values there may be fewer heads. The bias [3, H, K] is None or belongs to the parts of one array.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array) -> jax.Array:
-    return _attend_forward(call, q, k, v, ids, *scalars)[0]
+def _attend(
+    call: Call, parts: tuple[jax.Array, ...], bias: jax.Array | None, ids: jax.Array, *scalars: jax.Array
+) -> jax.Array:
+    return _attend_forward(call, parts, bias, ids, *scalars)[0]
 
 
-def _attend_forward(call: _Call, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *scalars: jax.Array):
-    B, L, H, K = q.shape
-    log_sums = jax.ShapeDtypeStruct((B, H, L), jnp.float32)
+def _attend_forward(
+    call: Call, parts: tuple[jax.Array, ...], bias: jax.Array | None, ids: jax.Array, *scalars: jax.Array
+) -> tuple[jax.Array, tuple]:
+    B, L, _, H, K = parts[0].shape
     blocks = _forward_blocks(K, call.radius)
+    grid = _Grid(L, blocks.own_of(L), H, K)
+    q, k, v = _each(parts)
     out, log_sums = _pallas(
-        call, _forward_kernel, 'attention_forward', blocks, scalars, ids, own=(q,), whole=(k, v), outs=(q, log_sums)
+        call,
+        forward_kernel,
+        'attention_forward',
+        grid,
+        blocks,
+        (*scalars, ids),
+        ins=[grid.of_heads(*q), grid.of_heads(*k, whole=True), grid.of_heads(*v, whole=True), *grid.of_bias(bias)],
+        outs=[
+            grid.of_heads(jax.ShapeDtypeStruct((B, L, 1, H, K), parts[0].dtype)),
+            grid.of_positions(jax.ShapeDtypeStruct((B, H, L), jnp.float32)),
+        ],
     )
-    return out, (q, k, v, ids, scalars, out, log_sums)
+    return out, (parts, bias, ids, scalars, out, log_sums)
 
 
-def _attend_backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
-    q, k, v, ids, scalars, out, log_sums = kept
-    deltas = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)  # BHL
-    whole = (q, k, v, gradient, log_sums, deltas)
-    blocks = _backward_blocks(q.shape[-1])
-    gradients = _pallas(
-        call, _backward_kernel, 'attention_backward', blocks, scalars, ids, own=(), whole=whole, outs=(q, k, v)
+def _attend_backward(call: Call, kept: tuple, gradient: jax.Array) -> tuple:
+    parts, bias, ids, scalars, out, log_sums = kept
+    deltas = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, 0].swapaxes(1, 2)  # BHL
+    B, L, _, H, K = parts[0].shape
+    blocks = _backward_blocks(K)
+    grid = _Grid(L, blocks.own_of(L), H, K)
+    of_row = functools.partial(grid.of_heads, whole=True)
+    rows = [of_row(*each) for each in _each(parts)]
+    positions = [grid.of_positions(each, whole=True) for each in (log_sums, deltas)]
+    outs = [grid.of_all_parts(jax.ShapeDtypeStruct((*x.shape[:3], H, K), x.dtype)) for x in parts]
+    if bias is not None:
+        outs.append(grid.of_all_parts(jax.ShapeDtypeStruct((B, L // grid.own, 3, H, K), jnp.float32), summed=True))
+    found = _pallas(
+        call,
+        backward_kernel,
+        'attention_backward',
+        grid,
+        blocks,
+        (*scalars, ids),
+        ins=[*rows, of_row(gradient), *positions, *grid.of_bias(bias)],
+        outs=outs,
     )
-    return *gradients, None, *(None for _ in scalars)
+    gradients = tuple(_of_shared(x, part.shape[3]) for x, part in zip(found, parts, strict=False))
+    of_bias = None if bias is None else found[-1].sum(axis=(0, 1))
+    return gradients, of_bias, None, *(None for _ in scalars)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _each(parts: tuple[jax.Array, ...]) -> list[tuple[jax.Array, int]]:
+    """Returns (array, index of the part) of queries, keys and values."""
+    return [(array, part) for array in parts for part in range(array.shape[2])]
+
+
+def _of_shared(gradient: jax.Array, num_heads: int) -> jax.Array:
+    """Sums the gradients of query heads, [B, L, parts, H, K], that share one of `num_heads` heads."""
+    B, L, parts, H, K = gradient.shape
+    if H == num_heads:
+        return gradient
+    by_head = gradient.reshape(B, L, parts, num_heads, H // num_heads, K)
+    return by_head.sum(axis=4, dtype=jnp.float32).astype(gradient.dtype)
+
+
+_Array = jax.Array | jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """What the programs (blocks of M positions, heads, rows) see of arrays; returns arrays with specifications.
+
+    Attributes:
+      own: M.
+    """
+
+    length: int
+    own: int
+    num_heads: int
+    head_size: int
+
+    @property
+    def padded(self) -> int:
+        """P."""
+        return max(16, pl.next_power_of_2(self.head_size))
+
+    def of_heads(self, x: _Array, part: int = 0, *, whole: bool = False) -> tuple[_Array, pl.BlockSpec]:
+        """A part of [B, L, parts, H, K]: the program's block, or the whole row. Heads may share those of x."""
+        sharing, length = self.num_heads // x.shape[3], self.length if whole else self.own
+
+        def index(i: jax.Array, h: jax.Array, b: jax.Array) -> tuple:
+            return b, 0 if whole else i, part, h if sharing == 1 else jax.lax.div(h, jnp.int32(sharing)), 0
+
+        return x, pl.BlockSpec((None, length, None, None, self.padded), index)
+
+    def of_all_parts(self, x: _Array, *, summed: bool = False) -> tuple[_Array, pl.BlockSpec]:
+        """All parts of [B, L, parts, H, K], or of their sums over the blocks, [B, L / M, parts, H, K]."""
+        rows = None if summed else self.own
+        return x, pl.BlockSpec((None, rows, x.shape[2], None, self.padded), lambda i, h, b: (b, i, 0, h, 0))
+
+    def of_positions(self, x: _Array, *, whole: bool = False) -> tuple[_Array, pl.BlockSpec]:
+        """[B, H, L]: the program's block, or the whole row."""
+        length = self.length if whole else self.own
+        return x, pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0 if whole else i))
+
+    def of_bias(self, bias: jax.Array | None) -> list[tuple[_Array, pl.BlockSpec]]:
+        """[3, H, K], if there is one."""
+        return [] if bias is None else [(bias, pl.BlockSpec((3, None, self.padded), lambda i, h, b: (0, h, 0)))]
+
+
 def _pallas(
-    call: _Call,
+    call: Call,
     kernel: Callable[..., None],
     name: str,
+    grid: _Grid,
     blocks: _Blocks,
-    scalars: Sequence[jax.Array],
-    ids: jax.Array,
+    row_inputs: Sequence[jax.Array],
     *,
-    own: Sequence[jax.Array],
-    whole: Sequence[jax.Array],
-    outs: Sequence[jax.Array | jax.ShapeDtypeStruct],
+    ins: Sequence[tuple[_Array, pl.BlockSpec]],
+    outs: Sequence[tuple[_Array, pl.BlockSpec]],
 ) -> list[jax.Array]:
-    """Runs a kernel over (blocks of M positions, heads, rows).
+    """Runs a kernel over the grid.
 
     Args:
-      own, outs: [B, L, H, K] or [B, H, L], of which a program sees its block.  whole: of which it sees the row.
+      row_inputs: row_keys, first_head and perhaps aheads as of `attend`, and the ids.  ins, outs: from the grid.
     """
-    (B, L), H = ids.shape, call.num_heads
-    M, N = blocks.own_of(L), blocks.step
-    head_size = outs[0].shape[-1]
-    P = max(16, pl.next_power_of_2(head_size))
-
-    def spec(x: jax.Array | jax.ShapeDtypeStruct, length: int) -> pl.BlockSpec:
-        block = 0 if length == L else 1
-        if len(x.shape) == 3:
-            return pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, i * block))
-        return pl.BlockSpec((None, length, None, P), lambda i, h, b: (b, i * block, h, 0))
-
+    *scalars, ids = row_inputs
+    (B, L), M, N = ids.shape, grid.own, blocks.step
     firsts, ends = _visible(ids, M, N, call.radius)
     of_block = pl.BlockSpec((None, 1), lambda i, h, b: (b, i))
     of_row = pl.BlockSpec((1,), lambda i, h, b: (b,))
@@ -189,15 +277,15 @@ def _pallas(
         of_block,
     ]
     return pl.pallas_call(
-        functools.partial(kernel, size=_Size(head_size, M, N), call=call),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs],
-        grid=(L // M, H, B),
-        in_specs=[*in_specs, *(spec(x, M) for x in own), *(spec(x, L) for x in whole)],
-        out_specs=[spec(x, M) for x in outs],
+        functools.partial(kernel, size=Size(grid.head_size, M, N), call=call),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outs],
+        grid=(L // M, grid.num_heads, B),
+        in_specs=[*in_specs, *(spec for _, spec in ins)],
+        out_specs=[spec for _, spec in outs],
         compiler_params=plgpu.CompilerParams(num_warps=blocks.num_warps, num_stages=2),
         interpret=call.interpret,
         name=f'{name}_of_{num_scores(L, call.radius, blocks)}_scores',  # `plan` reads it
-    )(*scalars, ids, firsts, ends, *own, *whole)
+    )(*scalars, ids, firsts, ends, *(x for x, _ in ins))
 
 
 def _near(length: int, own: int, step: int, radius: int | None) -> np.ndarray:
@@ -221,175 +309,3 @@ def _visible(ids: jax.Array, own: int, step: int, radius: int | None) -> tuple[j
     first = jnp.argmax(meet, axis=-1).astype(jnp.int32)
     after_last = L // step - jnp.argmax(meet[..., ::-1], axis=-1).astype(jnp.int32)
     return first, jnp.where(meet.any(axis=-1), after_last, 0)
-
-
-# --- The kernels. References are to arrays in memory, as Pallas passes them. ---
-
-
-@dataclasses.dataclass(frozen=True)
-class _Size:
-    """The sizes of a program's arrays: of a head, of its block (M) and of the blocks it visits (N)."""
-
-    head: int
-    own: int
-    step: int
-
-    def load(self, ref: Any, at: Any) -> jax.Array:
-        """Returns [n, P], positions of a head with zeros after its K columns."""
-        width = ref.shape[-1]
-        if width == self.head:
-            return plgpu.load(ref.at[at, :])
-        return plgpu.load(ref.at[at, :], mask=self._is_in_head(width), other=0.0)
-
-    def store(self, ref: Any, x: jax.Array) -> None:
-        """Writes [M, P] to [M, K]."""
-        width = ref.shape[-1]
-        plgpu.store(ref, x.astype(ref.dtype), mask=None if width == self.head else self._is_in_head(width))
-
-    def _is_in_head(self, width: int) -> jax.Array:
-        return (jnp.arange(width) < self.head)[None, :]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scores:
-    """The pairs of a block of M positions with a block of N.
-
-    Attributes:
-      ids: those of the row.
-      own: [M], positions in the row.
-      row_key, head: for dropout; `head` is an index among the heads of the model.
-      ahead: of the row (`attend`); None: any distance.
-      own_is_query: whether the M positions are queries and the N positions keys, or the reverse.
-    """
-
-    size: _Size
-    call: _Call
-    ids: Any
-    own: jax.Array
-    row_key: jax.Array
-    head: jax.Array
-    ahead: jax.Array | None
-    own_is_query: bool
-
-    def attends(self, own_ids: jax.Array, visited: jax.Array) -> jax.Array:
-        """Returns bool [M, N]: same sequence and within the window. visited: index of the block of N."""
-        attends = own_ids[:, None] == self.ids[pl.ds(visited * self.size.step, self.size.step)][None, :]
-        if self.call.radius is not None:
-            attends &= jnp.abs(self.own[:, None] - self._positions(visited)[None, :]) <= self.call.radius
-        if self.ahead is not None:
-            after_own = self._positions(visited)[None, :] - self.own[:, None]
-            attends &= (after_own if self.own_is_query else -after_own) <= self.ahead
-        return attends
-
-    def visited(self, first: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns which blocks of N, of those from `first` to `end`, some key of a pair is not too far ahead in."""
-        if self.ahead is None:
-            return first, end
-        start = pl.program_id(0) * self.size.own
-        if self.own_is_query:
-            return first, jnp.minimum(end, (start + self.size.own - 1 + self.ahead) // self.size.step + 1)
-        return jnp.maximum(first, jnp.maximum(start - self.ahead, 0) // self.size.step), end
-
-    def keep(self, visited: jax.Array) -> jax.Array | None:
-        """Returns bool [M, N], the mask of dropout; None without dropout."""
-        if not self.call.rate:
-            return None
-        own, other = self.own.astype(jnp.uint32), self._positions(visited).astype(jnp.uint32)
-        length = jnp.uint32(self.call.row_length)
-        if self.own_is_query:
-            own = (self.head * length + own) * length
-        else:
-            other = (self.head * length + other) * length
-        return is_kept_at(spread(own)[:, None] + spread(other)[None, :], self.row_key, self.call.rate)
-
-    def _positions(self, visited: jax.Array) -> jax.Array:
-        """Returns [N]."""
-        return visited * self.size.step + jnp.arange(self.size.step)
-
-
-def _own_positions(size: _Size) -> jax.Array:
-    """Returns [M]."""
-    return pl.program_id(0) * size.own + jnp.arange(size.own)
-
-
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.dot(x, y, preferred_element_type=jnp.float32)
-
-
-def _forward_kernel(*refs, size, call):
-    row_keys, first_head, *aheads, ids, first, end, q_ref, k_ref, v_ref, out_ref, log_sum_ref = refs
-    head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
-    ahead = aheads[0][0] if aheads else None
-    scores_of = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, ahead, own_is_query=True)
-    q = size.load(q_ref, slice(None))  # MP
-    own_ids = ids[pl.ds(pl.program_id(0) * size.own, size.own)]
-    scale = size.head**-0.5 * _LOG2_E
-
-    def visit(block: jax.Array, carry: tuple) -> tuple:
-        out, highest, total = carry
-        at = pl.ds(block * size.step, size.step)
-        scores = _matmul(q, size.load(k_ref, at).T) * scale
-        scores = jnp.where(scores_of.attends(own_ids, block), scores, _NO)
-        new_highest = jnp.maximum(highest, scores.max(axis=-1))
-        correction = jnp.exp2(highest - new_highest)
-        weights = jnp.exp2(scores - new_highest[:, None])
-        total = total * correction + weights.sum(axis=-1)
-        keep = scores_of.keep(block)
-        used = weights if keep is None else jnp.where(keep, weights, 0.0)
-        v = size.load(v_ref, at)
-        return out * correction[:, None] + _matmul(used.astype(v.dtype), v), new_highest, total
-
-    start = (jnp.zeros(q.shape, jnp.float32), jnp.full(size.own, _NO, jnp.float32), jnp.zeros(size.own, jnp.float32))
-    out, highest, total = jax.lax.fori_loop(*scores_of.visited(first[0], end[0]), visit, start)
-    total = jnp.where(total > 0, total, 1.0)  # 0 in a block of padding
-    size.store(out_ref, out * (1.0 / (total * (1.0 - call.rate)))[:, None])
-    log_sum_ref[...] = highest + jnp.log2(total)
-
-
-def _backward_kernel(*refs, size, call):
-    row_keys, first_head, *aheads, ids, first, end, q_ref, k_ref, v_ref, gradient_ref, log_sums, deltas = refs[:-3]
-    q_gradient_ref, k_gradient_ref, v_gradient_ref = refs[-3:]
-    head = first_head[0] + pl.program_id(1).astype(jnp.uint32)
-    own = pl.ds(pl.program_id(0) * size.own, size.own)
-    own_ids = ids[own]
-    scale, kept_scale = size.head**-0.5, 1.0 / (1.0 - call.rate)
-
-    def dropped(x: jax.Array, keep: jax.Array | None) -> jax.Array:
-        return x if keep is None else jnp.where(keep, x * kept_scale, 0.0)
-
-    def weights_of(scores: jax.Array, attends: jax.Array, log_sums: jax.Array) -> jax.Array:
-        return jnp.where(attends, jnp.exp2(scores * (scale * _LOG2_E) - log_sums), 0.0)
-
-    ahead = aheads[0][0] if aheads else None
-    of_keys = _Scores(size, call, ids, _own_positions(size), row_keys[0], head, ahead, own_is_query=False)
-    k, v = size.load(k_ref, own), size.load(v_ref, own)  # MP
-
-    def visit_queries(block: jax.Array, carry: tuple) -> tuple:
-        k_gradient, v_gradient = carry
-        at = pl.ds(block * size.step, size.step)
-        q, gradient = size.load(q_ref, at), size.load(gradient_ref, at)  # NP
-        weights = weights_of(_matmul(k, q.T), of_keys.attends(own_ids, block), log_sums[at][None, :])
-        keep = of_keys.keep(block)
-        v_gradient += _matmul(dropped(weights, keep).astype(q.dtype), gradient)
-        of_weights = dropped(_matmul(v, gradient.T), keep)
-        of_scores = weights * (of_weights - deltas[at][None, :])
-        return k_gradient + _matmul(of_scores.astype(q.dtype), q), v_gradient
-
-    zeros = jnp.zeros(k.shape, jnp.float32)
-    k_gradient, v_gradient = jax.lax.fori_loop(*of_keys.visited(first[0], end[0]), visit_queries, (zeros, zeros))
-    size.store(k_gradient_ref, k_gradient * scale)
-    size.store(v_gradient_ref, v_gradient)
-
-    of_queries = dataclasses.replace(of_keys, own_is_query=True)
-    q, gradient = size.load(q_ref, own), size.load(gradient_ref, own)  # MP
-    own_log_sums, own_deltas = log_sums[own][:, None], deltas[own][:, None]
-
-    def visit_keys(block: jax.Array, q_gradient: jax.Array) -> jax.Array:
-        at = pl.ds(block * size.step, size.step)
-        k, v = size.load(k_ref, at), size.load(v_ref, at)  # NP
-        weights = weights_of(_matmul(q, k.T), of_queries.attends(own_ids, block), own_log_sums)
-        of_weights = dropped(_matmul(gradient, v.T), of_queries.keep(block))
-        return q_gradient + _matmul((weights * (of_weights - own_deltas)).astype(k.dtype), k)
-
-    q_gradient = jax.lax.fori_loop(*of_queries.visited(first[0], end[0]), visit_keys, zeros)
-    size.store(q_gradient_ref, q_gradient * scale)

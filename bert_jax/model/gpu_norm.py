@@ -30,6 +30,7 @@ class _Call:
 
     eps: float
     rate: float
+    num_uses: int
     interpret: bool
 
 
@@ -48,9 +49,10 @@ def add_and_normalize(
     *,
     eps: float,
     rate: float,
+    num_uses: int = 1,
     interpret: bool = False,
-) -> jax.Array:
-    """Computes the layer norm of `x + dropout(branch + branch_bias)`, [B, L, D] in the dtype of x.
+) -> tuple[jax.Array, ...]:
+    """Computes the layer norm of `x + dropout(branch + branch_bias)`, [B, L, D] in the dtype of x, for several uses.
 
     The sum is rounded to the dtype of x, in which the backward pass keeps it.
 
@@ -58,12 +60,13 @@ def add_and_normalize(
       x, branch: [B, L, D] that `suits` accepts.  branch_bias, scale, bias: [D] float32.
       row_keys: [B] uint32 (`DropoutKey.of_rows`).  eps: added to the variance.
       rate: of dropout, as `dropout` on [B, L, D]; 0 for none.
+      num_uses: how often the result is returned, so that the backward kernel adds the gradients of its uses.
     """
-    return _normalize(_Call(eps, rate, interpret), x, branch, branch_bias, scale, bias, row_keys)
+    return _normalize(_Call(eps, rate, num_uses, interpret), x, branch, branch_bias, scale, bias, row_keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(call: _Call, x: jax.Array, *others: jax.Array) -> jax.Array:
+def _normalize(call: _Call, x: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
     return _forward(call, x, *others)[0]
 
 
@@ -75,7 +78,7 @@ def _forward(
     scale: jax.Array,
     bias: jax.Array,
     row_keys: jax.Array,
-) -> tuple[jax.Array, tuple]:
+) -> tuple[tuple[jax.Array, ...], tuple]:
     blocks = _Blocks.of(x)
     total, mean, factor, y = blocks.run(
         functools.partial(_forward_kernel, call, blocks),
@@ -84,10 +87,10 @@ def _forward(
         (row_keys, x, branch, branch_bias, scale, bias),
         (x, (jnp.float32, 'tokens'), (jnp.float32, 'tokens'), x),
     )
-    return y, (total, mean, factor, branch_bias, scale, bias, row_keys)
+    return (y,) * call.num_uses, (total, mean, factor, branch_bias, scale, bias, row_keys)
 
 
-def _backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
+def _backward(call: _Call, kept: tuple, gradients: tuple[jax.Array, ...]) -> tuple:
     total, mean, factor, branch_bias, scale, bias, row_keys = kept
     blocks = _Blocks.of(total)
     sums = (jnp.float32, 'sums')
@@ -95,7 +98,7 @@ def _backward(call: _Call, kept: tuple, gradient: jax.Array) -> tuple:
         functools.partial(_backward_kernel, call, blocks),
         'norm_backward',
         call.interpret,
-        (row_keys, gradient, total, mean, factor, scale),
+        (row_keys, *gradients, total, mean, factor, scale),
         (total, *([total] if call.rate else []), sums, sums, sums),
     )
     of_vectors = [each.sum(axis=0) for each in (of_branch_bias, of_scale, of_bias)]
@@ -212,9 +215,9 @@ def _forward_kernel(
     jax.lax.fori_loop(0, blocks.tokens // blocks.at_once, some, None)
 
 
-def _backward_kernel(
-    call: _Call, blocks: _Blocks, row_keys, gradient_ref, total_ref, mean_ref, factor_ref, scale_ref, of_x_ref, *refs
-) -> None:
+def _backward_kernel(call: _Call, blocks: _Blocks, row_keys, *refs) -> None:
+    gradient_refs, refs = refs[: call.num_uses], refs[call.num_uses :]
+    total_ref, mean_ref, factor_ref, scale_ref, of_x_ref, *refs = refs
     *of_branch_refs, of_branch_bias_ref, of_scale_ref, of_bias_ref = refs
     row_key, D, first = row_keys[0], blocks.features, pl.program_id(1) * blocks.tokens
     scale = blocks.load(scale_ref)
@@ -222,7 +225,8 @@ def _backward_kernel(
     def some(step: jax.Array, sums: tuple) -> tuple:
         start = step * blocks.at_once
         at = pl.ds(start, blocks.at_once)
-        gradient, factor = blocks.load(gradient_ref, at), factor_ref[at, :]
+        gradient, *others = (blocks.load(ref, at) for ref in gradient_refs)
+        gradient, factor = sum(others, gradient), factor_ref[at, :]
         normal = (blocks.load(total_ref, at) - mean_ref[at, :]) * factor
         scaled = gradient * scale[None]
         mean = scaled.sum(axis=-1, keepdims=True) * (1.0 / D)

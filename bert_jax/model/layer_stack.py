@@ -21,24 +21,24 @@ _MOST_UNROLLED = {'gpu': 28, 'tpu': 16}
 
 Gather = Callable[[nnx.State], nnx.State]  # the whole weights of a layer, from the parts that a device holds
 # (layer, x, its index counted from 1, its kind) -> x
-Apply = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
+Apply = Callable[[Any, Any, jax.Array, Any], Any]
 
 
 def run_layers(
     layers: nnx.Module,
-    x: jax.Array,
+    x: Any,
     apply: Apply,
     kinds: Sequence[Any],
     *,
     remat: str,
     scan: bool | None,
     gather: Gather | None = None,
-) -> jax.Array:
+) -> Any:
     """Applies stacked layers one after the other.
 
     Args:
       layers: a module from `layers.stack`, whose parameters have a first dim for the layers.
-      x: [B, L, D], the input of the first layer.
+      x: the input of the first layer, arrays of any structure.
       kinds: one hashable value per layer, passed to `apply`; layers of one kind are compiled once per period.
       remat: what the backward pass recomputes, as `config.Model.remat`.
       scan: False unrolls the loop; None decides by `is_scanned`.
@@ -49,8 +49,8 @@ def run_layers(
     if scan is None:
         scan = is_scanned(len(kinds), remat, gather is not None)
 
-    def layer_of(kind: Any) -> Callable[..., tuple[jax.Array, None]]:
-        def run(x: jax.Array, numbered: tuple) -> tuple[jax.Array, None]:
+    def layer_of(kind: Any) -> Callable[..., tuple[Any, None]]:
+        def run(x: Any, numbered: tuple) -> tuple[Any, None]:
             index, weights = numbered
             weights = gather(weights) if gather else weights
             return apply(nnx.merge(graph, weights), x, index, kind), None
@@ -66,7 +66,7 @@ def run_layers(
         x, _ = jax.lax.scan(one_period[0], x, numbered, unroll=1 if scan else len(kinds))
         return x
 
-    def run_period(x: jax.Array, periods: tuple) -> tuple[jax.Array, None]:
+    def run_period(x: Any, periods: tuple) -> tuple[Any, None]:
         for index, run in enumerate(one_period):
             x, _ = run(x, jax.tree.map(lambda leaf, index=index: leaf[index], periods))
         return x, None

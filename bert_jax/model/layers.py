@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax import config
-from bert_jax.model.attention import attend
+from bert_jax.model.attention import attend, attend_jointly, has_joint_kernel
 from bert_jax.model.dropout import DropoutKey
 from bert_jax.model.inputs import Array
 from bert_jax.model.matmul import add_bias, project
@@ -126,16 +126,25 @@ class LayerNorm(nnx.Module):
 
 
 def add_and_norm(
-    norm: LayerNorm, x: jax.Array, dense: Dense, inner: jax.Array, rate: float, key: DropoutKey | None, site: int
-) -> jax.Array:
+    norm: LayerNorm,
+    x: jax.Array,
+    dense: Dense,
+    inner: jax.Array,
+    rate: float,
+    key: DropoutKey | None,
+    site: int,
+    num_uses: int = 1,
+) -> tuple[jax.Array, ...]:
     """Computes norm(x + dropout(dense(inner))), in one pass over memory where a kernel does it.
 
     Args:
       x: [B, L, D].  inner: [B, L, F].  norm, dense: with biases.  rate, key, site: as of `dropout`.
+      num_uses: how often the result is returned, once for each use.
     """
     assert norm.bias is not None and dense.bias is not None
     scale, bias = norm.scale[...], norm.bias[...]
-    return add_and_normalize(x, dense.matmul(inner), dense.bias[...], scale, bias, norm.eps, rate, key, site)
+    branch, branch_bias = dense.matmul(inner), dense.bias[...]
+    return add_and_normalize(x, branch, branch_bias, scale, bias, norm.eps, rate, key, site, num_uses)
 
 
 class RMSNorm(nnx.Module):
@@ -169,7 +178,13 @@ class SelfAttention(nnx.Module):
 
         Args: as for `attend`; x [B, L, D].
         """
-        q, k, v = apply_together(x, self.query, self.key, self.value)
+        parts, size = (self.query, self.key, self.value), x.shape[-1] // self.num_heads
+        if has_joint_kernel(self.implementation, x.shape[1], self.num_heads, size, self.query.dtype):
+            kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
+            bias = jnp.concatenate([part.bias[...] for part in parts if part.bias is not None])
+            qkv = project(x, kernel, self.query.dtype, self.query.dtype)
+            return attend_jointly(qkv, bias, sequence_ids, self.num_heads, self.rate, key, is_causal)
+        q, k, v = apply_together(x, *parts)
         settings = self.num_heads, self.rate, key, self.implementation
         return attend(q, k, v, sequence_ids, *settings, is_causal=is_causal)
 
@@ -213,12 +228,21 @@ class EncoderLayer(nnx.Module):
         self.rate = model.dropout_rate
 
     def __call__(
-        self, x: jax.Array, sequence_ids: jax.Array, key: DropoutKey | None, is_causal: Array | None = None
-    ) -> jax.Array:
-        """Args: x [B, L, D]; sequence_ids [B, L] int32; is_causal as of `attend`."""
+        self,
+        uses: tuple[jax.Array, ...],
+        sequence_ids: jax.Array,
+        key: DropoutKey | None,
+        is_causal: Array | None = None,
+    ) -> tuple[jax.Array, ...]:
+        """[B, L, D] -> [B, L, D], once or for two uses: by attention and by the residual sum (see `add_and_norm`).
+
+        Args: sequence_ids [B, L] int32; is_causal as of `attend`.
+        """
+        x, residual = uses[0], uses[-1]
         attended = self.attention(x, sequence_ids, key, is_causal)
-        x = add_and_norm(self.attention_norm, x, self.attention.output, attended, self.rate, key, site=2)
+        norm, output = self.attention_norm, self.attention.output
+        x, residual = add_and_norm(norm, residual, output, attended, self.rate, key, site=2, num_uses=2)
         bias = self.intermediate.bias
         assert bias is not None
         inner = biased_gelu(self.intermediate.matmul(x), bias[...])  # BLF
-        return add_and_norm(self.output_norm, x, self.output, inner, self.rate, key, site=3)
+        return add_and_norm(self.output_norm, residual, self.output, inner, self.rate, key, site=3, num_uses=len(uses))

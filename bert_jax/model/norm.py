@@ -28,8 +28,11 @@ def add_and_normalize(
     rate: float,
     key: DropoutKey | None,
     site: int,
-) -> jax.Array:
-    """Returns the layer norm of `x + dropout(branch + branch_bias)`, [B, L, D] in the dtype of x.
+    num_uses: int = 1,
+) -> tuple[jax.Array, ...]:
+    """Returns the layer norm of `x + dropout(branch + branch_bias)`, [B, L, D] in the dtype of x, for several uses.
+
+    A kernel adds the gradients of the uses where it reads them, so that their sum is not stored.
 
     Args:
       x, branch: [B, L, D], the residual stream and the result of a matmul.  branch_bias: [D] float32.
@@ -39,9 +42,10 @@ def add_and_normalize(
     kernels = _gpu_kernels() if target_platform() == 'gpu' and tensor_parts() == 1 else None
     if kernels is not None and kernels.suits(x, branch):
         row_keys = key.of_rows(site) if key is not None and rate else jnp.zeros(x.shape[0], jnp.uint32)
-        return kernels.add_and_normalize(x, branch, branch_bias, scale, bias, row_keys, eps=eps, rate=rate)
+        settings = {'eps': eps, 'rate': rate, 'num_uses': num_uses}
+        return kernels.add_and_normalize(x, branch, branch_bias, scale, bias, row_keys, **settings)
     total = x + dropout(add_bias(branch, branch_bias), rate, key, site)
-    return normalize(total, scale, bias, eps, str(x.dtype), True)
+    return (normalize(total, scale, bias, eps, str(x.dtype), True),) * num_uses
 
 
 @functools.cache

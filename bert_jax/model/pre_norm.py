@@ -75,18 +75,13 @@ class RotaryAttention(nnx.Module):
         sequence_ids, by, radius, key, is_causal = inputs
         q, k, v = apply_together(x, self.query, self.key, self.value)
         q = self._flat(rotate(self._heads(q, self.num_heads), by))
-        k = self._flat(self._shared(rotate(self._heads(k, self.num_kv_heads), by)))
-        v = self._flat(self._shared(self._heads(v, self.num_kv_heads)))
+        k = self._flat(rotate(self._heads(k, self.num_kv_heads), by))
         settings = self.num_heads, self.rate, key, self.implementation, radius, is_causal
         attended = attend(q, k, v, sequence_ids, *settings)
         return self.output(attended)
 
     def _heads(self, x: jax.Array, num_heads: int) -> jax.Array:
         return x.reshape(*x.shape[:2], num_heads, self.head_size)
-
-    def _shared(self, x: jax.Array) -> jax.Array:
-        """[B, L, G, K] -> [B, L, H, K]: each key or value head serves H / G query heads."""
-        return x if self.num_kv_heads == self.num_heads else jnp.repeat(x, self.num_heads // self.num_kv_heads, axis=2)
 
     def _flat(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], -1)

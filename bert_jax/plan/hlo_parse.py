@@ -141,8 +141,9 @@ class Module:
         return self.computations[self.home[name]][name]
 
     def operand_arrays(self, instruction: Instruction) -> list[Array]:
-        """Returns the arrays of all operands."""
-        operands = (self.operand(instruction, index) for index in range(len(instruction.operands)))
+        """Returns the arrays of all operands; of an operand that occurs twice, once."""
+        names = dict.fromkeys(instruction.operands)
+        operands = (self.operand(instruction, instruction.operands.index(name)) for name in names)
         return [array for operand in operands for array in operand.arrays]
 
 

@@ -24,7 +24,7 @@ def cost(attributes: str, operands: Sequence[Sized]) -> tuple[float, float]:
     """Returns the (matmul FLOPs, exponentials) of a custom call; (0, 0) for one without matmuls.
 
     TPU kernels state their own cost. GPU kernels have the scores of a head in their name; their queries have shape
-    [B, L, H, K].
+    [B, L, parts, H, K].
     """
     stated = re.search(r'"cost_estimate":\{"flops":"?(\d+)"?,"transcendentals":"?(\d+)', attributes)
     if stated:
@@ -33,6 +33,6 @@ def cost(attributes: str, operands: Sequence[Sized]) -> tuple[float, float]:
     kernel = triton and re.search(r'attention_(forward|backward)_of_(\d+)_scores', attributes)
     if not kernel:
         return 0.0, 0.0
-    B, _, H, K = next(array.sizes for array in operands if len(array.sizes) == 4)
+    B, _, _, H, K = next(array.sizes for array in operands if len(array.sizes) == 5)
     num_scores = float(B * H * int(kernel.group(2)))
     return 2.0 * _MATMULS[kernel.group(1)] * num_scores * K, _EXPONENTIALS[kernel.group(1)] * num_scores

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bert_jax.config import EuroBert
+from bert_jax.config import Bert, EuroBert
 from bert_jax.model import attention, gpu_attention, pre_norm
 from bert_jax.model.dropout import DropoutKey
+from bert_jax.model.layers import SelfAttention
 from bert_jax.model.plain_attention import attend_by_scores
 from bert_jax.model.rotary import rotations
 
@@ -80,6 +81,29 @@ def test_kernels_match_attention_with_scores_in_memory(length: int, size: int, r
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize('length, size, rate', [(128, 64, 0.1), (192, 48, 0.0)])
+def test_joint_kernels_match_attention_to_the_split_projection(length: int, size: int, rate: float) -> None:
+    ids, rng = jnp.asarray(_ids(length)), np.random.default_rng(0)
+    real = np.asarray(ids)[..., None] > 0
+    qkv, bias = (jnp.asarray(rng.standard_normal((*n, 3 * HEADS * size)), jnp.float32) for n in ((3, length), ()))
+    gradient = jnp.where(real, jnp.asarray(rng.standard_normal((3, length, HEADS * size)), jnp.float32), 0)
+
+    def jointly(qkv: jax.Array, bias: jax.Array) -> jax.Array:
+        first_head, row_keys = jnp.zeros(1, jnp.uint32), KEY.of_rows(1)
+        settings: Any = {'num_heads': HEADS, 'rate': rate, 'interpret': True}
+        return gpu_attention.attend_jointly(qkv, bias, ids, row_keys, first_head, **settings)
+
+    def split(qkv: jax.Array, bias: jax.Array) -> jax.Array:
+        return _reference(*jnp.split(qkv + bias, 3, axis=-1), ids, rate, None)
+
+    (out, pull), (expected, expected_pull) = (jax.vjp(jax.jit(f), qkv, bias) for f in (jointly, split))
+    for ours, theirs in zip((out, pull(gradient)[0]), (expected, expected_pull(gradient)[0]), strict=True):
+        ours, theirs = np.where(real, ours, 0), np.where(real, theirs, 0)
+        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    of_bias, expected_of_bias = pull(gradient)[1], expected_pull(gradient)[1]
+    np.testing.assert_allclose(of_bias, expected_of_bias, atol=1e-5 * np.abs(expected_of_bias).max())
+
+
 def test_dropout_keeps_the_mean_of_uniform_weights() -> None:
     length, size, rate = 256, 16, 0.3
     zeros, ones = jnp.zeros((3, length, HEADS * size)), jnp.ones((3, length, HEADS * size))
@@ -96,6 +120,38 @@ def test_only_blocks_in_reach_are_visited() -> None:
     assert (first.tolist(), end.tolist()) == ([[0, 0, 1, 0]], [[2, 3, 3, 0]])
     first, end = gpu_attention._visible(jnp.ones((1, 512), jnp.int32), 128, 64, 64)
     assert (first.tolist(), end.tolist()) == ([[0, 1, 3, 5]], [[3, 5, 7, 8]])
+
+
+def test_attention_of_bert_runs_the_joint_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, Any] = {'hidden_size': 64, 'num_heads': 2, 'dropout_rate': 0.1, 'initializer_range': 0.1}
+    graph, params = nnx.split(SelfAttention(Bert(**sizes, dtype='bfloat16', attention='fused'), nnx.Rngs(0)))
+    rng, ids = np.random.default_rng(0), jnp.asarray(_ids(123))  # rows that end with padding for the kernel
+    params = jax.tree.map(lambda x: x + jnp.asarray(0.1 * rng.standard_normal(x.shape), jnp.float32), params)
+    x = jnp.asarray(rng.standard_normal((*ids.shape, 64)), jnp.bfloat16)
+
+    def loss(params: nnx.State, x: jax.Array) -> jax.Array:
+        attended = nnx.merge(graph, params)(x, ids, KEY)
+        return jnp.where(ids[..., None] > 0, jnp.square(attended.astype(jnp.float32)), 0).sum()
+
+    expected = jax.tree.leaves_with_path(jax.grad(loss, (0, 1))(params, x))  # on a CPU
+    calls = []
+
+    def attend_jointly(*arguments: jax.Array, **settings: Any) -> jax.Array:
+        calls.append(arguments[0].shape)
+        return kernels(*arguments, **settings, interpret=True)
+
+    kernels = gpu_attention.attend_jointly
+    monkeypatch.setattr(gpu_attention, 'attend_jointly', attend_jointly)
+    monkeypatch.setattr(attention, 'target_platform', lambda: 'gpu')
+    found = jax.tree.leaves(jax.grad(loss, (0, 1))(params, x))
+    assert calls == [(3, 128, 3 * 64)]
+    largest = max(float(jnp.abs(each).max()) for _, each in expected)
+    for ours, (path, theirs) in zip(found, expected, strict=True):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        name = jax.tree_util.keystr(path)
+        # The gradient of the bias of keys is 0, but for rounding.
+        within = 0.01 * largest if 'key' in name and 'bias' in name else 0.04 * np.abs(theirs).max()
+        assert np.abs(ours - theirs).max() <= within, name
 
 
 @pytest.mark.parametrize('radius', [None, 32])

@@ -73,11 +73,13 @@ def test_gpu_kernel_has_the_value_and_gradients_of_the_plain_form(
     def ours(x: jax.Array, branch: jax.Array, *weights: jax.Array) -> jax.Array:
         x, branch = x.astype(dtype), branch.astype(dtype)
         row_keys = key.of_rows(2)
-        return gpu_norm.add_and_normalize(x, branch, *weights, row_keys, eps=EPS, rate=rate, interpret=True)
+        settings: Any = {'eps': EPS, 'rate': rate, 'num_uses': 2, 'interpret': True}
+        first, second = gpu_norm.add_and_normalize(x, branch, *weights, row_keys, **settings)
+        return first + 2 * second
 
     def plain(x: jax.Array, branch: jax.Array, bias_of: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         dropped = jnp.where(kept(x.shape, rate, key, site=2), (branch + bias_of) / (1 - rate), 0.0)
-        return _plain_norm(x + dropped, scale, bias, centre=True)
+        return 3 * _plain_norm(x + dropped, scale, bias, centre=True)
 
     arguments = (x, branch, *weights)
     _assert_close(_value_and_gradients(ours, *arguments), _value_and_gradients(plain, *arguments), dtype)

@@ -215,10 +215,10 @@ def test_operations_on_integers_take_their_own_time() -> None:
 
 
 _CALL = """\
-ENTRY %main (q: bf16[2,256,4,64], ids: s32[2,256]) -> bf16[2,256,4,64] {{
+ENTRY %main (qkv: bf16[2,256,3,4,64], ids: s32[2,256]) -> bf16[2,256,1,4,64] {{
   %ids = s32[2,256]{{1,0}} parameter(1)
-  %q = bf16[2,256,4,64]{{3,2,1,0}} parameter(0)
-  ROOT %kernel = bf16[2,256,4,64]{{3,2,1,0}} custom-call(%ids, %q, %q, %q), {}
+  %qkv = bf16[2,256,3,4,64]{{4,3,2,1,0}} parameter(0)
+  ROOT %kernel = bf16[2,256,1,4,64]{{4,3,2,1,0}} custom-call(%ids, %qkv, %qkv, %qkv), {}
 }}
 """
 _TRITON = 'custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="{}/pallas_call"}}'

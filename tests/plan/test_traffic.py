@@ -126,7 +126,7 @@ def test_each_instruction_counts_for_the_code_that_it_was_traced_from() -> None:
         'scan: slicing': 4 * (2 + 2) * array + 4 * 4,
         'activation backward': 4 * (2 + 2) * array,
         'matmuls forward': 4 * 2 * (2 * array + 16 * 16),
-        'optimizer': 4 * 3 * array,
+        'optimizer': 4 * 2 * array,  # an operand that is read twice counts once
     }
     assert set(used) <= set(CATEGORIES)
 
