@@ -230,7 +230,7 @@ def _docstrings() -> list[str]:
     """Returns the docstrings of each module, as `prepare` reads them from `python-docs`."""
     from collections import Counter
 
-    from bert_jax.text import python_docs
+    from bert_jax.text.sources import python_docs
 
     counts: Counter[str] = Counter()
     texts = ['\n'.join(python_docs.read_paragraphs(path, counts)) for _, path in python_docs.find_modules()]

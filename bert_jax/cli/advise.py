@@ -30,10 +30,8 @@ COMMAND = Command(
     "bert-jax advise --config=demo.py --config.data.source='text:my/*.txt' --hours=4 --target=h100:1x1",
     (
         CONFIG,
-        Flag('hours', 'time for training', flags.DEFINE_float, 4.0, _MORE_THAN_0, group='essential'),
-        Flag(
-            'target', 'devices, named as for `plan`: tpu-v5e:4x4, h100:1x8 or here', default='here', group='essential'
-        ),
+        Flag('hours', 'time for training', flags.DEFINE_float, 4.0, _MORE_THAN_0),
+        Flag('target', 'devices, named as for `plan`: tpu-v5e:4x4, h100:1x8 or here', default='here'),
         Flag('price', 'dollars per device-hour, to compute the cost', flags.DEFINE_float, None, {'lower_bound': 0.0}),
     ),
 )

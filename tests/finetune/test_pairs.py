@@ -269,7 +269,7 @@ def _corpus_pairs(split: MemorySplit, monkeypatch, **fields: object) -> CorpusPa
     tokenizer.encode_batch = lambda texts: [[7] * len(text) for text in texts]
     corpus = type('Corpus', (), {'tokenizer': tokenizer, 'train': split, 'manifest': {'content_hash': 'c'}})
     monkeypatch.setattr(corpus_pairs, 'load_corpus', lambda path: corpus)
-    return CorpusPairs('data', Task(sequence_length=64), Embedding(**fields), tokenizer)
+    return CorpusPairs('data', 'train', Task(sequence_length=64), Embedding(**fields), tokenizer)
 
 
 @pytest.mark.parametrize('longest', [6, 40, 90])
@@ -330,6 +330,6 @@ def test_corpus_of_short_documents_or_another_tokenizer_is_rejected(monkeypatch)
     _corpus_pairs(split, monkeypatch, corpus_pairs='dropout')
     tokenizer = tokenizer_of(99)
     with pytest.raises(BadInput, match='prepared with another tokenizer'):
-        CorpusPairs('data', Task(), Embedding(), tokenizer)
+        CorpusPairs('data', 'train', Task(), Embedding(), tokenizer)
     with pytest.raises(BadInput, match='a prompt has 70 tokens'):
         _corpus_pairs(random_split(2), monkeypatch, passage_prompt='x' * 70)

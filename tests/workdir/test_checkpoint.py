@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from bert_jax.config import Bert
+from bert_jax.config import Bert, Config
 from bert_jax.errors import BadInput
 from bert_jax.train.state import TrainState
 from bert_jax.workdir import checkpoint, seal
@@ -270,7 +270,7 @@ def test_reader_of_a_deleted_checkpoint_takes_the_newest_unless_named(workdir: P
     monkeypatch.setattr(checkpoint, 'build_program', lambda *_, **__: program)
 
     def read(step: int | None) -> TrainState:
-        config = types.SimpleNamespace(model=Bert(num_layers=1, hidden_size=16), optimizer=None, train=None, phases=())
+        config = Config(model=Bert(num_layers=1, hidden_size=16))
         target, name = (seal, 'files_of') if moment == 'files' else (Checkpoints, moment)
         unpatched = getattr(target, name)
 
