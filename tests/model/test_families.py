@@ -132,13 +132,14 @@ def test_packed_row_equals_its_sequences_alone(pair: Pair) -> None:
     lengths = (L - 29, 29)
     starts = (0, lengths[0])
     alone = [
-        Inputs(*(array[row, :length][None] for array in _inputs(row + 4)[0])) for row, length in enumerate(lengths)
+        jax.tree.map(lambda array, row=row, length=length: array[row, :length][None], _inputs(row + 4)[0])
+        for row, length in enumerate(lengths)
     ]
     alone = [
         each._replace(sequence_ids=np.ones((1, length), np.int32), position_ids=np.arange(length, dtype=np.int32)[None])
         for each, length in zip(alone, lengths, strict=True)
     ]
-    packed = Inputs(*(np.concatenate(arrays, axis=1) for arrays in zip(*alone, strict=True)))
+    packed = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *alone)
     packed = packed._replace(sequence_ids=np.repeat([1, 2], lengths)[None].astype(np.int32))
     encoder = model_of(pair.params, pair.model, VOCAB).encoder
     together = _run(encoder, packed)

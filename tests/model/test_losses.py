@@ -71,7 +71,7 @@ def test_loss_without_gradient_is_the_same() -> None:
 
 def test_vocabulary_is_divided_into_at_most_sixteen_chunks_of_whole_tiles() -> None:
     for size in (128, 4096, 4224, 30_592, 50_432, 256_000):
-        parts = losses_module._parts(size, tensor=1)
+        parts = losses_module.vocabulary_parts(size, tensor=1)
         assert len(parts) <= 16
         assert all(part.start % 128 == 0 for part in parts)
         assert [each for part in parts for each in range(size)[part]] == list(range(size))
