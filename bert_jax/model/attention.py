@@ -193,9 +193,11 @@ def _in_whole_blocks(
 
 def _repeated(x: jax.Array, num_heads: int, head_size: int) -> jax.Array:
     """Repeats the heads of keys or values, one for each query head: [B, L, G K] -> [B, L, H K]."""
-    heads = x.reshape(*x.shape[:2], -1, head_size)
-    repeats = num_heads // heads.shape[2]
-    return x if repeats == 1 else jnp.repeat(heads, repeats, axis=2).reshape(*x.shape[:2], -1)
+    repeats = num_heads * head_size // x.shape[-1]
+    if repeats == 1:
+        return x
+    heads = x.reshape(*x.shape[:-1], -1, head_size)
+    return jnp.repeat(heads, repeats, axis=-2).reshape(*x.shape[:-1], -1)
 
 
 def _padded(block: int, *arrays: jax.Array) -> list[jax.Array]:

@@ -29,7 +29,7 @@ def _batch(seed: int) -> Batch:
     weights[:, -1], positions[:, -1] = 0, 0
     no_pairs = np.zeros((len(LENGTHS), 1), np.int32)
     return Batch(
-        *inputs,
+        *inputs[:4],
         masked_lm_positions=positions,
         masked_lm_ids=rng.integers(5, VOCAB, positions.shape).astype(np.int32),
         masked_lm_weights=weights,

@@ -134,7 +134,7 @@ def _hidden_states(params: nnx.State, batch: Batch, model: config.Model) -> list
     graph, stacked = nnx.split(bert.encoder.layers)
     for layer in range(bert.encoder.num_layers):
         one = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
-        states.append(one(states[-1], jnp.asarray(batch.sequence_ids), None))
+        states += one((states[-1],), jnp.asarray(batch.sequence_ids), None)
     return states
 
 
