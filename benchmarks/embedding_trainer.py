@@ -22,7 +22,7 @@ from sentence_transformers import (
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer import losses
 
-from benchmarks.finetuning_trainer import median_speed
+from benchmarks.finetuning_trainer import arguments_of, median_speed
 from benchmarks.hugging_face_trainer import Clock
 
 _LOSSES = {'infonce': losses.MultipleNegativesRankingLoss, 'cosent': losses.CoSENTLoss}
@@ -57,27 +57,8 @@ def train(directory: Path) -> None:
 
 def _arguments(directory: Path, settings: dict[str, Any]) -> SentenceTransformerTrainingArguments:
     is_infonce = settings['loss'] == 'infonce'
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(directory),
-        max_steps=settings['steps'],
-        per_device_train_batch_size=settings['batch'],
-        batch_sampler=BatchSamplers.NO_DUPLICATES if is_infonce else BatchSamplers.BATCH_SAMPLER,
-        learning_rate=settings['learning_rate'],
-        weight_decay=settings['weight_decay'],
-        adam_beta1=settings['betas'][0],
-        adam_beta2=settings['betas'][1],
-        adam_epsilon=settings['eps'],
-        max_grad_norm=settings['clip_norm'],
-        lr_scheduler_type='linear',
-        warmup_steps=int(settings['warmup_fraction'] * settings['steps']),
-        seed=settings['seed'],
-        logging_steps=50,
-        save_strategy='no',
-        report_to='none',
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=settings['bfloat16'],
-    )
+    sampler = BatchSamplers.NO_DUPLICATES if is_infonce else BatchSamplers.BATCH_SAMPLER
+    return SentenceTransformerTrainingArguments(**arguments_of(directory, settings), batch_sampler=sampler)
 
 
 def main() -> None:

@@ -28,13 +28,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finetuning import random_encoder
+from benchmarks.finetuning import LOG_EVERY, random_encoder, trainer_settings
 from benchmarks.finetuning_tables import describe, median_and_deviation
 from benchmarks.parts import Parts, run_bert_jax, run_module
 from benchmarks.pretraining_data import split_paragraphs
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LOG_EVERY = 10  # steps per interval
 SIDES = ('bert_jax', 'sentence-transformers')
 
 
@@ -143,7 +142,7 @@ class Comparison:
             'train.seed': run,
             'train.epochs': self.flags.epochs or self.task.epochs,
             'train.global_batch_size': self.task.batch,
-            'train.log_every': _LOG_EVERY,
+            'train.log_every': LOG_EVERY,
             'train.checkpoint_every': 1_000_000,  # their trainer saves nothing
             'model.dtype': self.flags.dtype,
             'platform': 'cpu',
@@ -213,28 +212,14 @@ class Comparison:
         return {'examples_per_second': statistics.median(speeds) / tokens if speeds else None}
 
     def _theirs(self, config: Any, data: Any, directory: Path) -> dict[str, Any]:
-        from bert_jax.config.finetuning import num_steps
-
         directory.mkdir(parents=True, exist_ok=True)
-        optimizer = config.optimizer
-        settings = {
+        settings = trainer_settings(config, len(data.train), config.train.seed, self.flags.dtype) | {
             'encoder': str(self.encoder),
             'pairs': f'{self.data}/train.jsonl',
             'columns': self.task.columns,
             'loss': config.embedding.loss,
             'scale': 1 / config.embedding.temperature,
             'length': config.task.sequence_length,
-            'steps': num_steps(config.train, len(data.train)),
-            'batch': config.train.global_batch_size,
-            'learning_rate': optimizer.peak_learning_rate,
-            'warmup_fraction': optimizer.warmup_fraction,
-            'weight_decay': optimizer.weight_decay,
-            'betas': (optimizer.b1, optimizer.b2),
-            'eps': optimizer.eps,
-            'clip_norm': optimizer.clip_norm,
-            'bfloat16': self.flags.dtype == 'bfloat16',
-            'log_every': _LOG_EVERY,
-            'seed': config.train.seed,
         }
         (directory / 'settings.json').write_text(json.dumps(settings))
         run_module('benchmarks.embedding_trainer', str(directory))

@@ -32,7 +32,7 @@ from benchmarks import finetuning_tables as tables
 from benchmarks.parts import Parts, run_bert_jax, run_module
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LOG_EVERY = 10  # steps per interval
+LOG_EVERY = 10  # steps per interval
 SIDES = ('bert_jax', 'Trainer')
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (config file and variant, fields)
     'mrpc': ('glue.py:mrpc', {'train.epochs': 3.0, 'task.metrics': ('accuracy', 'f1')}),
@@ -75,7 +75,7 @@ class Comparison:
             'task.sequence_length': flags.length,
             'optimizer.peak_learning_rate': flags.learning_rate,
             'train.global_batch_size': flags.batch,
-            'train.log_every': _LOG_EVERY,
+            'train.log_every': LOG_EVERY,
             'train.checkpoint_every': 1_000_000,  # the Trainer saves nothing
             'model.dtype': flags.dtype,
             'platform': 'cpu',
@@ -117,7 +117,7 @@ class Comparison:
         file = f'--config={_ROOT}/configs/finetune/{file}'
         output = run_bert_jax('finetune', file, *overrides, f'--workdir={workdir}')
         lines = [json.loads(line) for line in (workdir / f'seed-{seed}' / 'metrics.jsonl').read_text().splitlines()]
-        full_intervals = (line for line in lines if line['step'] % _LOG_EVERY == 0)
+        full_intervals = (line for line in lines if line['step'] % LOG_EVERY == 0)
         speeds = [line['tokens_per_second'] for line in full_intervals if 'tokens_per_second' in line]
         tokens = len(data.train.ids) / len(data.train)
         return {
@@ -141,29 +141,15 @@ class Comparison:
         return {'metrics': metrics, 'examples_per_second': speed['examples_per_second']}
 
     def _trainer_settings(self, config: Any, data: Any, seed: int) -> dict[str, Any]:
-        from bert_jax.config.finetuning import num_steps
-
-        optimizer = config.optimizer
-        return {
+        return trainer_settings(config, len(data.train), seed, self.flags.dtype) | {
             'encoder': str(self.encoder),
             'kind': config.task.kind,
             'num_outputs': data.num_outputs,
-            'steps': num_steps(config.train, len(data.train)),
-            'batch': config.train.global_batch_size,
-            'learning_rate': optimizer.peak_learning_rate,
-            'warmup_fraction': optimizer.warmup_fraction,
-            'weight_decay': optimizer.weight_decay,
-            'betas': (optimizer.b1, optimizer.b2),
-            'eps': optimizer.eps,
-            'clip_norm': optimizer.clip_norm,
             'model': {
                 'hidden_dropout_prob': config.model.dropout_rate,
                 'attention_probs_dropout_prob': config.model.attention_dropout_rate,
                 'initializer_range': config.model.initializer_range,
             },
-            'bfloat16': self.flags.dtype == 'bfloat16',
-            'log_every': _LOG_EVERY,
-            'seed': seed,
         }
 
     def _open(self) -> tuple[Any, Any]:
@@ -183,6 +169,26 @@ class Comparison:
         given = get_config(*filter(None, [variant]))
         given.update_from_flattened_dict(self._fields)
         return resolve(given)
+
+
+def trainer_settings(config: Any, num_examples: int, seed: int, dtype: str) -> dict[str, Any]:
+    """Returns what a trainer needs to train like a fine-tune with a resolved config (`finetuning_trainer`)."""
+    from bert_jax.config.finetuning import num_steps
+
+    optimizer = config.optimizer
+    return {
+        'steps': num_steps(config.train, num_examples),
+        'batch': config.train.global_batch_size,
+        'learning_rate': optimizer.peak_learning_rate,
+        'warmup_fraction': optimizer.warmup_fraction,
+        'weight_decay': optimizer.weight_decay,
+        'betas': (optimizer.b1, optimizer.b2),
+        'eps': optimizer.eps,
+        'clip_norm': optimizer.clip_norm,
+        'bfloat16': dtype == 'bfloat16',
+        'log_every': LOG_EVERY,
+        'seed': seed,
+    }
 
 
 def _constant_metrics(data: Any) -> dict[str, float]:

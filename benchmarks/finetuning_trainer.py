@@ -55,12 +55,36 @@ def median_speed(times: list[float], every: int, batch: int) -> float | None:
     return statistics.median(every * batch / (end - start) for start, end in zip(marks[:-1], marks[1:], strict=True))
 
 
+def arguments_of(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of TrainingArguments that `benchmarks.finetuning.trainer_settings` determine."""
+    return {
+        'output_dir': str(directory),
+        'max_steps': settings['steps'],
+        'per_device_train_batch_size': settings['batch'],
+        'learning_rate': settings['learning_rate'],
+        'weight_decay': settings['weight_decay'],
+        'adam_beta1': settings['betas'][0],
+        'adam_beta2': settings['betas'][1],
+        'adam_epsilon': settings['eps'],
+        'max_grad_norm': settings['clip_norm'],
+        'lr_scheduler_type': 'linear',
+        'warmup_steps': int(settings['warmup_fraction'] * settings['steps']),
+        'seed': settings['seed'],
+        'logging_steps': 50,
+        'save_strategy': 'no',
+        'report_to': 'none',
+        'disable_tqdm': True,
+        'use_cpu': True,
+        'bf16': settings['bfloat16'],
+    }
+
+
 def finetune(directory: Path) -> None:
     """Trains, predicts and writes the results."""
     settings, arrays = json.loads((directory / 'settings.json').read_text()), np.load(directory / 'examples.npz')
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.set_seed(settings['seed'])
-    kind, steps = settings['kind'], settings['steps']
+    kind = settings['kind']
     tokenizer = transformers.AutoTokenizer.from_pretrained(settings['encoder'])
     labels = {} if kind == 'spans' else {'num_labels': settings['num_outputs']}
     model = _CLASSES[kind].from_pretrained(settings['encoder'], **labels, **settings['model'])
@@ -69,25 +93,7 @@ def finetune(directory: Path) -> None:
     )
     clock = Clock(float('inf'))
     arguments = transformers.TrainingArguments(
-        output_dir=str(directory),
-        max_steps=steps,
-        per_device_train_batch_size=settings['batch'],
-        per_device_eval_batch_size=settings['batch'],
-        learning_rate=settings['learning_rate'],
-        weight_decay=settings['weight_decay'],
-        adam_beta1=settings['betas'][0],
-        adam_beta2=settings['betas'][1],
-        adam_epsilon=settings['eps'],
-        max_grad_norm=settings['clip_norm'],
-        lr_scheduler_type='linear',
-        warmup_steps=int(settings['warmup_fraction'] * steps),
-        seed=settings['seed'],
-        logging_steps=50,
-        save_strategy='no',
-        report_to='none',
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=settings['bfloat16'],
+        **arguments_of(directory, settings), per_device_eval_batch_size=settings['batch']
     )
     train, dev = (examples(arrays, part, kind) for part in ('train', 'dev'))
     trainer = transformers.Trainer(

@@ -13,10 +13,11 @@ from bert_jax.activity import activity
 from bert_jax.errors import BadInput
 from bert_jax.text.chunks import Chunk
 from bert_jax.text.corpus import read_manifest
-from bert_jax.text.documents import ReadOptions, read_chunk
+from bert_jax.text.documents import read_chunk
 from bert_jax.text.existing import weighted_sources
 from bert_jax.text.prepare import plan_sources
 from bert_jax.text.scripts import OTHER, script_of
+from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.stats import Stats
 from bert_jax.text.tokenizer import load_saved_tokenizer
 

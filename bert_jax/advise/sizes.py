@@ -6,7 +6,7 @@ import math
 from bert_jax import config
 from bert_jax.advise.law import PARAMETERS_PER_TOKEN, PUBLISHED, Range, Runs, encoder_parameters
 from bert_jax.config import Config
-from bert_jax.config.sizes import SIZES
+from bert_jax.config.sizes import SIZES, bert_sizes
 from bert_jax.data.epochs import MOST_EPOCHS
 from bert_jax.model.family import num_parameters
 from bert_jax.plan import planning
@@ -108,17 +108,6 @@ def _useful_parameters(parameters: float, unique_tokens: float) -> float:
     return used + used * worth * -math.expm1(-(parameters / used - 1) / worth)
 
 
-def model_of(name: str) -> dict[str, int]:
-    """Returns the fields of the model of a size."""
-    layers, hidden = SIZES[name]
-    return {
-        'num_layers': layers,
-        'hidden_size': hidden,
-        'num_heads': max(1, hidden // 64),
-        'intermediate_size': 4 * hidden,
-    }
-
-
 def _candidate(run: Config, name: str, vocab_size: int, budget: Budget, runs: Runs) -> Candidate:
     most_tokens = useful_epochs(runs) * budget.characters / budget.characters_per_token
     rows = SMALL_BATCH
@@ -159,7 +148,7 @@ def _batch(tokens: float) -> int:
 def sized(run: Config, name: str, vocab_size: int, rows: int) -> Config:
     """Returns a BERT of a size with the batch and vocabulary of a candidate."""
     model = dataclasses.replace(
-        config.Bert(), **model_of(name), max_positions=LENGTH, dropout_rate=0.0, attention_dropout_rate=0.0
+        config.Bert(), **bert_sizes(name), max_positions=LENGTH, dropout_rate=0.0, attention_dropout_rate=0.0
     )
     data = dataclasses.replace(run.data, sequence_length=LENGTH, packing=True, pairing='none', max_sequences=-1)
     return dataclasses.replace(

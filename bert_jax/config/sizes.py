@@ -96,15 +96,20 @@ def bert(size: str = 'base') -> ConfigDict:
     Raises:
       BadInput: for a size that is not in the table.
     """
-    num_layers, hidden_size = _published(size, SIZES)
     config = defaults('bert')
-    config.model.update(
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        num_heads=hidden_size // 64,
-        intermediate_size=4 * hidden_size,
-    )
+    config.model.update(bert_sizes(size))
     return config
+
+
+def bert_sizes(size: str) -> dict[str, int]:
+    """Returns the fields of `config.model` that make up a size of BERT; arguments and errors as for `bert`."""
+    num_layers, hidden_size = _published(size, SIZES)
+    return {
+        'num_layers': num_layers,
+        'hidden_size': hidden_size,
+        'num_heads': hidden_size // 64,
+        'intermediate_size': 4 * hidden_size,
+    }
 
 
 def modernbert(size: str = 'base') -> ConfigDict:

@@ -114,8 +114,9 @@ def num_scores(length: int, radius: int | None, blocks: _Blocks) -> int:
     return int(_near(length, own, step, radius).sum()) * own * step
 
 
-# Registers limit the blocks: none of these spills with dropout (benchmarks/LOG.md), and two programs fit on a
-# multiprocessor, so that one multiplies while the other computes weights; of the forward pass of large heads, one.
+# Registers limit the blocks. Before the kernels added biases, none of these spilled with dropout (benchmarks/LOG.md);
+# that has not been checked since. Two programs fit on a multiprocessor, so that one multiplies while the other computes
+# weights; of the forward pass of large heads, one.
 def _forward_blocks(head_size: int, radius: int | None) -> _Blocks:
     if radius is not None:  # fewer scores outside the window
         return _Blocks(64, 64, num_warps=4)

@@ -31,7 +31,7 @@ class CorpusPage:
 
     Attributes:
       title: name of the corpus.
-      facts: a line each about sources and vocabulary.
+      facts: lines about the sources and the vocabulary.
       lengths: histograms.
       scripts_note, tokens_note: explain the tables.
     """

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +45,8 @@ class MaskedTokens(Objective):
         """Returns the weighted cross entropies and hits of both."""
         hidden = model.encode(batch.inputs, key, gather=gather)
         mlm = model.mlm_losses(hidden, batch.masked_lm_positions, batch.masked_lm_ids)
-        nsp_logits = model.nsp_logits(hidden, batch.cls_positions)
-        nsp = (jnp.zeros(()),) * 3
-        if nsp_logits is not None:
-            nsp = summed(*cross_entropy(nsp_logits, batch.next_sentence_labels), batch.next_sentence_weights)
-        return MaskedSums(*summed(*mlm, batch.masked_lm_weights), *nsp)
+        of_pairs = summed_pairs(model, hidden, batch)
+        return MaskedSums(*summed(*mlm, batch.masked_lm_weights), *of_pairs)
 
     def weights(self, batch: Batch) -> tuple[Array, Array]:
         """Returns the number of (masked tokens, pairs)."""
@@ -77,3 +74,12 @@ MASKED_TOKENS = MaskedTokens()
 def summed(losses: jax.Array, hits: jax.Array, weights: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the sums of weighted losses, of weighted hits and of the weights."""
     return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
+
+
+def summed_pairs(model: PretrainingModel, hidden: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `summed` of the next-sentence labels of a batch; zeros for a model without a pair head."""
+    logits = model.nsp_logits(hidden, batch.cls_positions)
+    if logits is None:
+        zero = jnp.zeros(())
+        return zero, zero, zero
+    return summed(*cross_entropy(logits, batch.next_sentence_labels), batch.next_sentence_weights)

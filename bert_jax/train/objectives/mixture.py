@@ -16,11 +16,10 @@ from bert_jax.model.dropout import DropoutKey, is_kept
 from bert_jax.model.family import PretrainingModel, matmuls
 from bert_jax.model.inputs import Array, Inputs
 from bert_jax.model.layer_stack import Gather
-from bert_jax.model.losses import cross_entropy
 from bert_jax.model.matmul import Matmul
-from bert_jax.train.objectives.interface import Objective, mean, ratio
-from bert_jax.train.objectives.masked import MaskedSums, MaskedTokens, summed
-from bert_jax.train.objectives.next_token import NextTokenSums, everywhere, next_tokens, read_causally
+from bert_jax.train.objectives.interface import Objective
+from bert_jax.train.objectives.masked import MaskedSums, MaskedTokens, summed, summed_pairs
+from bert_jax.train.objectives.next_token import NEXT_TOKEN, NextTokenSums, everywhere, next_tokens, read_causally
 
 _SITE = 15  # of the hash that chooses the rows; no dropout of layer 0 has it
 
@@ -120,11 +119,8 @@ class Mixture(Objective):
         """Returns the weighted cross entropies and hits of each objective."""
         hidden = model.encode(batch.inputs, key, gather=gather)
         tokens = model.mlm_losses(hidden, everywhere(batch.ids), batch.ids)
-        nsp_logits = model.nsp_logits(hidden, batch.cls_positions)
-        nsp = (jnp.zeros(()),) * 3
-        if nsp_logits is not None:
-            nsp = summed(*cross_entropy(nsp_logits, batch.next_sentence_labels), batch.next_sentence_weights)
-        return MixedSums(*summed(*tokens, batch.causal_weights), *summed(*tokens, batch.masked_weights), *nsp)
+        of_pairs = summed_pairs(model, hidden, batch)
+        return MixedSums(*summed(*tokens, batch.causal_weights), *summed(*tokens, batch.masked_weights), *of_pairs)
 
     def weights(self, batch: MixedRows) -> tuple[Array, Array, Array]:
         """Returns the number of (next tokens, masked tokens, pairs)."""
@@ -134,15 +130,12 @@ class Mixture(Objective):
         """Returns share x the mean of causal rows + (1 - share) x the loss of the others."""
         causal_weight, *masked_weights = weights
         of_others = self.of_masked.loss(sums.masked, (masked_weights[0], masked_weights[1]))
-        return self.causal_share * ratio(sums.clm_sum, causal_weight) + (1 - self.causal_share) * of_others
+        return self.causal_share * NEXT_TOKEN.loss(sums.causal, causal_weight) + (1 - self.causal_share) * of_others
 
     def metrics(self, sums: MixedSums) -> dict[str, jax.Array]:
         """Returns the loss, and the mean loss and accuracy of each objective."""
-        return self.of_masked.metrics(sums.masked) | {
-            'loss': self.loss(sums, (sums.clm_weight, sums.mlm_weight, sums.nsp_weight)),
-            'clm_loss': mean(sums.clm_sum, sums.clm_weight),
-            'clm_accuracy': mean(sums.clm_hits, sums.clm_weight),
-        }
+        of_rows = self.of_masked.metrics(sums.masked) | NEXT_TOKEN.metrics(sums.causal)
+        return of_rows | {'loss': self.loss(sums, (sums.clm_weight, sums.mlm_weight, sums.nsp_weight))}
 
     def matmuls(self, model: Any, vocab_size: int, **counts: Any) -> list[Matmul]:
         """Returns those of the model with its head at every position, as causal rows need it."""
