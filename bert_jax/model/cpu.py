@@ -9,6 +9,8 @@ import jax.numpy as jnp
 _FEWEST_ROWS = 8  # bfloat16 kernels are slow for fewer
 _TILE = 32  # the contracted dim of kernels is a multiple of it
 _BIAS_COLUMNS = 3
+_WIDEST_BY_IDENTITY = 256  # columns of a matrix; the cost of a matmul with the identity grows with their square
+_WRITES_BFLOAT16 = jax.__version_info__ >= (0, 12)
 _LOG2_E, _LOWEST_EXPONENT = 1.4426950408889634, -127.0
 _ROUNDS_TO_INTEGERS = 1.5 * 2.0**23  # added to a float32, leaves no bits for fractions
 _EXP2 = 0.99992807, 0.69326099, 0.24261113, 0.05517167  # least relative error on [-1/2, 1/2]
@@ -69,13 +71,27 @@ def transpose(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Computes `x.transpose(axes)` in memory.
 
     The barrier keeps XLA from folding the transposition into a matmul, whose kernels want the contracted dim last.
-    Behind it every even dim is split in two, and joined again afterwards: XLA computes a bfloat16 matmul in float32
-    if it sees that a factor is a plain transposition.
     """
+    if x.ndim == 2 and x.dtype == jnp.bfloat16 and x.shape[1] <= _WIDEST_BY_IDENTITY:
+        return jax.lax.optimization_barrier(_transpose_by_identity(x))
+    # Every even dim is split in two and joined again behind the barrier: XLA computes a bfloat16 matmul in float32 if
+    # it sees that a factor is a plain transposition.
     halves = [(size // 2, 2) if size % 2 == 0 else (size, 1) for size in x.shape]
     order = [2 * axis + half for axis in axes for half in (0, 1)]
     split = x.reshape([size for pair in halves for size in pair]).transpose(order)
     return jax.lax.optimization_barrier(split).reshape([x.shape[axis] for axis in axes])
+
+
+def _transpose_by_identity(x: jax.Array) -> jax.Array:
+    """[T, D] -> [D, T] by a matmul, which reads x row by row: exact for finite values and faster than XLA's loop."""
+    identity = jnp.eye(x.shape[1], dtype=x.dtype)
+    dims = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(identity, x, dims, preferred_element_type=result_dtype(x.dtype.name)).astype(x.dtype)
+
+
+def result_dtype(dtype: str) -> str:
+    """Returns the dtype in which XLA:CPU writes a matmul result of `dtype` fast: before jax 0.12 only float32."""
+    return dtype if _WRITES_BFLOAT16 else 'float32'
 
 
 def exp(x: jax.Array) -> jax.Array:

@@ -77,8 +77,8 @@ def exp(x: jax.Array, dtype: jnp.dtype | str) -> jax.Array:
 
 
 def result_dtype(dtype: str) -> str:
-    """Returns the dtype in which XLA writes a matmul result of `dtype`: a CPU has float32 kernels only."""
-    return 'float32' if target_platform() == 'cpu' else dtype
+    """Returns the dtype in which XLA writes a matmul result of `dtype`."""
+    return cpu.result_dtype(dtype) if target_platform() == 'cpu' else dtype
 
 
 def contract(x: jax.Array, y: jax.Array, dim: int = 0, out_dtype: str = 'float32') -> jax.Array:

@@ -58,6 +58,16 @@ def test_transpose_in_memory_equals_numpy(axes: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(jax.jit(cpu.transpose, static_argnums=1)(x, axes), x.transpose(axes))
 
 
+@pytest.mark.parametrize('shape', [(4096, 256), (100, 7), (64, 257)])
+def test_bfloat16_matrix_is_transposed_bit_for_bit(shape: tuple[int, int]) -> None:
+    magnitudes = np.random.default_rng(0).standard_normal(shape) * 10.0 ** np.random.default_rng(1).integers(
+        -30, 30, shape
+    )
+    x = jnp.bfloat16(magnitudes)
+    found = jax.jit(cpu.transpose, static_argnums=1)(x, (1, 0))
+    np.testing.assert_array_equal(np.asarray(found).view(np.uint16), np.asarray(x).T.view(np.uint16))
+
+
 def test_exp_for_bfloat16_equals_numpy_within_its_rounding() -> None:
     x = np.float32([0.0, -1e-6, *-np.linspace(0, 87, 100_001)])
     found = np.float64(jax.jit(cpu.exp)(x))
