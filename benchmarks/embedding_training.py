@@ -327,6 +327,7 @@ def _flags() -> argparse.Namespace:
 def main() -> None:
     """Runs what is not finished; after each pair of runs, the page shows what is."""
     flags, data = _flags(), {}
+    Parts(flags.output).keep_settings(flags, 'encoder', 'task', 'seeds', 'speed', 'turns')
     for name, _, path in (given.partition(':') for given in flags.task):
         data[name] = flags.output / 'data' / name
         write_data(name, Path(path), data[name])

@@ -253,6 +253,7 @@ def _flags() -> argparse.Namespace:
 
 def main() -> None:
     flags = _flags()
+    Parts(flags.output).keep_settings(flags, 'encoder', 'task', 'seeds', 'speed', 'speed_runs')
     tasks = [(name, Path(directory).resolve()) for name, _, directory in (each.partition(':') for each in flags.task)]
     lengths: list[tuple[Path, int | None, int]] = [(flags.encoder, None, flags.seeds)] if flags.seeds else []
     for size in flags.speed:

@@ -1,5 +1,6 @@
 """Benchmarks of several parts: each part runs commands of bert_jax, and its result is stored as a file."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -30,6 +31,23 @@ class Parts:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix('.partial').write_text(json.dumps(result, indent=1))
         path.with_suffix('.partial').rename(path)
+
+    def keep_settings(self, flags: argparse.Namespace, *free: str) -> None:
+        """Exits if the results in OUTPUT were measured with other flags, which the first run stores beside them.
+
+        Args:
+          free: flags that choose what to run and change no result, such as the number of seeds.
+        """
+        settings = {name: str(value) for name, value in vars(flags).items() if name not in ('output', *free)}
+        stored = self.result('settings')
+        if stored is None:
+            self.write('settings', settings)
+        for name, value in settings.items():
+            if stored and stored.get(name, value) != value:
+                sys.exit(
+                    f'--{name}: {value}; the results in {self.output} were measured with {stored[name]}\n'
+                    '  fix:  give the same value, or another --output'
+                )
 
 
 def run_module(module: str, *arguments: str, may_stop: bool = False, **environment: str) -> str:

@@ -334,6 +334,7 @@ def main() -> None:
     flags.output, flags.text = flags.output.resolve(), flags.text.resolve()
     _check(parser, flags)
     benchmark = Benchmark(flags.output, flags)
+    benchmark.keep_settings(flags, 'only', 'seeds')
     parts = benchmark.parts()
     if flags.only and flags.only not in parts:
         parser.error(f'--only={flags.only} is not a part; expected one of: {", ".join(parts)}')

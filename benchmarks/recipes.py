@@ -296,6 +296,7 @@ class Comparison(Parts):
 
     def run(self) -> None:
         """Runs all parts that are not finished; after each, the table and the figure show what is."""
+        self.keep_settings(self.flags, 'recipes', 'seeds', 'trials')
         parts = self.parts()
         left = sum(name.startswith('pretrain') and self.result(name) is None for name in parts)
         print(f'{left} pretraining runs are left: about {left * self.flags.minutes / 60:.1f} hours, and the tasks')

@@ -192,6 +192,7 @@ class Benchmark(Parts):
 
     def run(self) -> None:
         """Runs all parts that are not finished."""
+        self.keep_settings(self.flags, 'seeds', 'split')
         parts = self.parts()
         for index, (name, run) in enumerate(parts.items(), 1):
             if self.result(name) is None:

@@ -263,6 +263,7 @@ def main() -> None:
     flags = parser.parse_args()
     flags.output, flags.text = flags.output.resolve(), flags.text.resolve()
     grid = Grid(flags.output, flags)
+    grid.keep_settings(flags, 'workers', 'prepare', 'only')
     if flags.only:
         for run in (*ordered_runs(), *CHECKS):
             if run.name in flags.only:
