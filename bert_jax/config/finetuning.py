@@ -134,7 +134,7 @@ class Task:
     max_answer_tokens: int = at_least(30, 1)
     # spans: candidate answers per question in the predictions
     n_best: int = at_least(20, 1)
-    # examples that share a row in training, on average; 0 chooses one to eight by their lengths, 1 pads each example to
+    # examples that share a row in training, on average; 0 chooses one to ten by their lengths, 1 pads each example to
     # sequence_length
     examples_per_row: int = setting(
         0, '0 (automatic) or a number up to 64', lambda v: 0 <= v <= 64, role=Role.IDENTITY_IF_SET, before=1

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.embedding_task import TrainingPairs
 from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.metrics import format_metric
+from bert_jax.finetune.packing import Packing, choose_examples_per_row, round_up
 from bert_jax.finetune.pair_stream import PairStream
-from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, round_up
+from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
 from bert_jax.model.layer_stack import Gather
@@ -104,10 +106,12 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
     shards = mesh.shape['data'] * mesh.shape['fsdp'] * train.microbatches
     num_rows_multiple = train.exact_shards if train.reduction == 'exact' else shards
 
+    def per_row(lengths: np.ndarray, batch_size: int) -> int | Fraction:
+        return task.examples_per_row or choose_examples_per_row(lengths, batch_size, length_multiple)
+
     def pair_stream(pairs: TrainingPairs, seed: int) -> PairStream:
         sources, num_roles = [*pairs.sources.values()], 2 + config.embedding.num_negatives
         lengths = np.concatenate([source.sample_lengths() for source in sources])
-        per_row = task.examples_per_row or choose_examples_per_row(lengths)
         return PairStream(
             sources,
             pairs.weights,
@@ -115,7 +119,7 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
             num_roles=num_roles,
             seed=seed,
             pad_id=pad_id,
-            packing=Packing(per_row, shards, length_multiple),
+            packing=Packing(per_row(lengths, train.global_batch_size * num_roles), shards, length_multiple),
             min_length=task.sequence_length if task.examples_per_row == 1 else 0,
         )
 
@@ -124,9 +128,9 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
             assert seed is not None  # held-out pairs are `Rows`
             return pair_stream(rows, seed)
         length, packing = task.sequence_length, None
-        per_row = task.examples_per_row or choose_examples_per_row(np.diff(rows.starts))
-        if task.examples_per_row != 1 and not (seed is None and per_row == 1):
-            packing = Packing(per_row, num_rows_multiple, length_multiple)
+        examples_per_row = per_row(np.diff(rows.starts), train.global_batch_size)
+        if task.examples_per_row != 1 and not (seed is None and examples_per_row == 1):
+            packing = Packing(examples_per_row, num_rows_multiple, length_multiple)
         elif seed is None:
             length = min(length, round_up(int(np.diff(rows.starts).max()), length_multiple))
         return TaskStream(

@@ -16,8 +16,8 @@ from bert_jax.data.batches import Stream
 from bert_jax.data.mixture import quotas
 from bert_jax.data.pair_batches import PairBatch
 from bert_jax.data.sampler import EpochShuffle, RowSelection, Sampler
+from bert_jax.finetune.packing import Packing
 from bert_jax.finetune.pairs import PairSource, Texts
-from bert_jax.finetune.rows import Packing
 
 _STEPS_IN_BLOCK = 1024  # in which each source has its share of the steps
 
@@ -68,8 +68,8 @@ class PairStream(Stream[PairBatch]):
         self._shuffles = [EpochShuffle(len(source), key) for source, key in zip(sources, keys, strict=True)]
         self._draw_keys = [random.fold_in_int(key, -1) for key in keys]  # epochs have the keys 0, 1, …
         # A batch with fewer tokens than average gets the length of an average batch, to limit compilation.
-        means = [packing.examples_per_row * float(source.sample_lengths().mean()) for source in sources]
-        self._min_lengths = [max(min_length, packing.length(int(mean) + 1)) for mean in means]
+        averages = [packing.length_of_average(float(source.sample_lengths().mean())) for source in sources]
+        self._min_lengths = [max(min_length, average) for average in averages]
 
     @property
     def batch_size(self) -> int:

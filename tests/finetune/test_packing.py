@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from bert_jax import config
 from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, Task
 from bert_jax.finetune import heads
-from bert_jax.finetune.rows import Packing, Rows, TaskBatch, TaskStream, choose_examples_per_row, make_rows
+from bert_jax.finetune.packing import Packing, choose_examples_per_row
+from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream, make_rows
 from bert_jax.train.state import model_of
 from tests.support.models import MODEL
 
@@ -111,10 +113,24 @@ def test_rows_have_room_for_uneven_lengths() -> None:
 
 @pytest.mark.parametrize(
     'lengths, expected',
-    [([3], 8), ([11], 8), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], 2)],
+    [([11], 4), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], Fraction(8, 5))],
 )
-def test_examples_per_row_depends_on_lengths(lengths: list[int], expected: int) -> None:
-    assert choose_examples_per_row(np.array(lengths)) == expected
+def test_examples_per_row_depends_on_lengths(lengths: list[int], expected: int | Fraction) -> None:
+    assert choose_examples_per_row(np.array(lengths), 32) == expected
+
+
+def test_short_texts_fill_rows_beside_those_of_long_texts() -> None:
+    """Questions and paragraphs: few questions share a row with a paragraph, which would make the row longer."""
+    lengths = np.array([64, 14, 64, 18, 64, 25, 64, 12])
+    batch = np.repeat(lengths, 8)
+    positions, pairs = {}, {}
+    for examples_per_row in (choose_examples_per_row(lengths, 64), 1, 2, 4, 8):
+        packing = Packing(examples_per_row)
+        rows, length = packing.num_rows(64), packing.length(packing.rows(batch)[2])
+        positions[examples_per_row], pairs[examples_per_row] = rows * length, rows * length**2
+    chosen, one, two, *more = positions.values()
+    assert chosen < min(one, two) and chosen < 1.05 * min(more), positions
+    assert next(iter(pairs.values())) == min(pairs.values()), pairs
 
 
 @pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])

@@ -16,9 +16,9 @@ from bert_jax.data.pair_batches import PairBatch
 from bert_jax.errors import BadInput
 from bert_jax.finetune import corpus_pairs
 from bert_jax.finetune.corpus_pairs import CorpusPairs
+from bert_jax.finetune.packing import Packing
 from bert_jax.finetune.pair_stream import PairStream
 from bert_jax.finetune.pairs import Pairs, has_scores, read_pairs
-from bert_jax.finetune.rows import Packing
 from tests.support.corpora import MemorySplit, random_split, tokenizer_of
 from tests.support.models import read_tokenizer
 from tests.support.tasks import GOOD, NAMES, OTHER

@@ -14,7 +14,8 @@ from bert_jax.data.batches import CorpusStream
 from bert_jax.data.device_batches import device_batches
 from bert_jax.errors import BadInput
 from bert_jax.finetune import heads
-from bert_jax.finetune.rows import Packing, TaskStream, make_rows
+from bert_jax.finetune.packing import Packing
+from bert_jax.finetune.rows import TaskStream, make_rows
 from bert_jax.model.layers import logical_axes
 from bert_jax.runtime.mesh import make_mesh, mesh_sizes
 from bert_jax.train.program import build_program
