@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import recipes_report as report
 from benchmarks.parts import Parts, fitting_steps, run_bert_jax
 from benchmarks.pretraining_data import subset, write_reviews
+from bert_jax.config.sizes import gated_sizes
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TRIAL_STEPS = 60
@@ -41,8 +42,8 @@ class Recipe:
 
     Attributes:
       change: its name in the table.
-      fields: of the config, beside those of the base.
-      file: the config that the base's fields are set in.
+      fields: of the config.
+      file: the config.
       first_phase, last_phase: fields of the two phases of the recipe, if it has any; the learning rate is that of a
         single phase.
       last_share: of the steps, that the last phase takes.
@@ -51,46 +52,43 @@ class Recipe:
 
     change: str
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    file: str = 'demo.py'
+    file: str = 'small_budget.py'
     first_phase: dict[str, Any] = dataclasses.field(default_factory=dict)
     last_phase: dict[str, Any] = dataclasses.field(default_factory=dict)
     last_share: float = 0.2
     average_of: str = ''
 
 
-_BASE = {
-    'tokenizer.vocab_size': 8192,
+_VOCAB_SIZE = 8192
+_PEAK_LEARNING_RATE = 4e-3  # of Muon
+# What configs/small_budget.py has, for recipes that start from demo.py, a BERT.
+_BERT = {
     'data.sequence_length': 128,
-    'data.packing': True,
-    'data.pairing': 'nsp',
-    'data.masking.rate': 0.15,
+    'data.pairing': 'none',
     'model.num_layers': 4,
-    'model.hidden_size': 256,
-    'model.num_heads': 4,
-    'model.intermediate_size': 1024,
     'model.max_positions': 128,
-    'model.dtype': 'auto',  # bfloat16 where it is fast
+    'model.dtype': 'auto',
     'model.scan_layers': False,
-    'train.global_batch_size': 32,
-    'train.evaluate_every': 0,
-    'train.evaluate_rows': 64,
-    'optimizer.name': 'muon',
-    'optimizer.peak_learning_rate': 4e-3,
-    'optimizer.b2': 0.98,
     'optimizer.weight_decay': 0.1,
     'optimizer.clip_norm': 1.0,
 }
+_EVALUATION = {'train.evaluate_every': 0, 'train.evaluate_rows': 64}
+_WIDE = {f'model.{name}': value for name, value in gated_sizes(num_layers=4, hidden_size=256).items()}
+BASE = 'small-budget'
 RECIPES = {
     'demo': Recipe(
-        'the recipe of `configs/demo.py`, 4 layers of 128',
-        {'model.hidden_size': 128, 'model.num_heads': 2, 'model.intermediate_size': 512, 'data.sequence_length': 64},
+        'the recipe of `configs/demo.py`, with 4 layers',
+        _BERT | {'data.sequence_length': 64, 'data.pairing': 'nsp'},
+        'demo.py',
     ),
-    'base': Recipe('the same, 4 layers of 256, 32 rows of 128 (base of the changes below)'),
+    BASE: Recipe('`configs/small_budget.py` (base of the changes below)'),
+    'bert': Recipe('BERT instead of ModernBERT', _BERT, 'demo.py'),
+    'bert-pairs': Recipe('BERT with next-sentence prediction', _BERT | {'data.pairing': 'nsp'}, 'demo.py'),
+    'wide': Recipe('256 dimensions instead of 128', _WIDE),
     'masking-30': Recipe('30% of the words masked', {'data.masking.rate': 0.3}),
     'masking-30-15': Recipe(
         '30% masked, 15% in the last fifth', {'data.masking.rate': 0.3}, last_phase={'masking': {'rate': 0.15}}
     ),
-    'single-texts': Recipe('no next-sentence prediction', {'data.pairing': 'none'}),
     'adamw': Recipe('AdamW at 1e-3 instead of Muon', {'optimizer.name': 'adamw', 'optimizer.peak_learning_rate': 1e-3}),
     'stable-adamw': Recipe(
         'StableAdamW at 1e-3 instead of Muon',
@@ -100,38 +98,27 @@ RECIPES = {
         'constant rate, 1-sqrt decay over the last fifth',
         {'optimizer.schedule': 'wsd', 'optimizer.decay': '1-sqrt', 'optimizer.decay_fraction': 0.2},
     ),
-    'average': Recipe(f'average of the last {_AVERAGED} checkpoints', average_of='base'),
-    'modernbert': Recipe(
-        'ModernBERT, 30% masked, no next-sentence prediction',
-        {'data.pairing': 'none', 'data.masking.rate': 0.3, 'model.intermediate_size': 720},  # as many parameters
-        'modernbert.py:nano',
-    ),
+    'average': Recipe(f'average of the last {_AVERAGED} checkpoints', average_of=BASE),
     'vocab-16k': Recipe('vocabulary of 16,384', {'tokenizer.vocab_size': 16384}),
     'vocab-32k': Recipe('vocabulary of 32,768', {'tokenizer.vocab_size': 32768}),
     'unpacked': Recipe('one example per row', {'data.packing': False}),
     'clm-mlm': Recipe(
-        'next tokens for a quarter of the steps, then masked ones, no next-sentence prediction',
-        {'data.pairing': 'none'},
+        'next tokens for a quarter of the steps, then masked ones',
         first_phase={'objective': 'clm'},
         last_phase={'objective': 'mlm'},
         last_share=0.75,
     ),
     'mntp': Recipe(
-        'masked tokens from the previous position, masked ones in the last fifth, no next-sentence prediction',
-        {'data.pairing': 'none'},
+        'masked tokens from the previous position, masked ones in the last fifth',
         first_phase={'objective': 'mntp'},
         last_phase={'objective': 'mlm'},
     ),
     'mixture': Recipe(
         'the same with 1 row in 16 causal before the last fifth',
-        {'data.pairing': 'none'},
         first_phase={'objective': 'mntp', 'causal_share': 1 / 16},
         last_phase={'objective': 'mlm'},
     ),
-    'rtd': Recipe(
-        'replaced-token detection, no next-sentence prediction', {'data.pairing': 'none', 'objective.name': 'rtd'}
-    ),
-    'small-budget': Recipe('`configs/small_budget.py`', file='small_budget.py'),
+    'rtd': Recipe('replaced-token detection', {'objective.name': 'rtd'}),
 }
 
 
@@ -142,15 +129,12 @@ class Comparison(Parts):
     flags: argparse.Namespace
 
     def fields(self, recipe: str) -> dict[str, Any]:
-        """Returns the fields that a recipe sets in its config file. small_budget.py has its own, but for the text."""
-        given = RECIPES[recipe]
-        fields: dict[str, Any] = {} if given.file == 'small_budget.py' else dict(_BASE)
-        fields |= given.fields
-        vocab_size = fields.get('tokenizer.vocab_size', _BASE['tokenizer.vocab_size'])
+        """Returns the fields that a recipe sets in its config."""
+        fields = {'tokenizer.vocab_size': _VOCAB_SIZE} | _EVALUATION | RECIPES[recipe].fields
         return fields | {
             'data.source': f'jsonl:{self.output}/text/train.jsonl',
             'data.validation_source': f'jsonl:{self.output}/text/held_out.jsonl',
-            'data.corpus': f'{self.output}/corpus-{vocab_size}',
+            'data.corpus': f'{self.output}/corpus-{fields["tokenizer.vocab_size"]}',
         }
 
     def _flags_of(self, recipe: str, steps: int = 0) -> list[str]:
@@ -211,8 +195,7 @@ class Comparison(Parts):
             left = rest / (steps - warmup)  # of the peak, where the last phase begins
             fields['phases'] = (
                 {'steps': first, 'warmup_steps': warmup, 'final_fraction': left} | given.first_phase,
-                {'steps': rest, 'warmup_steps': 0, 'peak_learning_rate': left * _BASE['optimizer.peak_learning_rate']}
-                | given.last_phase,
+                {'steps': rest, 'warmup_steps': 0, 'peak_learning_rate': left * _PEAK_LEARNING_RATE} | given.last_phase,
             )
         else:
             fields |= {'train.steps': steps, 'optimizer.warmup_steps': warmup}
@@ -318,7 +301,7 @@ class Comparison(Parts):
         }
         table = report.table(found, {name: RECIPES[name].change for name in found})
         (self.output / 'table.md').write_text(table + '\n', encoding='utf-8')
-        report.draw(found, self.output / 'recipes.svg')
+        report.draw(found, BASE, self.output / 'recipes.svg')
         return table
 
 

@@ -48,8 +48,12 @@ def _range(values: list[float], form: Callable[[float], str]) -> str:
     return f'{form(statistics.median(values))} ({form(min(values))} to {form(max(values))})'
 
 
-def draw(found: Mapping[str, Runs], path: Path) -> None:
-    """Draws one panel per metric, with a row per recipe: a dot per seed and a bar at their median."""
+def draw(found: Mapping[str, Runs], base: str, path: Path) -> None:
+    """Draws one panel per metric, with a row per recipe: a dot per seed and a bar at their median.
+
+    Args:
+      base: the recipe whose median is a line through all rows.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -62,9 +66,8 @@ def draw(found: Mapping[str, Runs], path: Path) -> None:
                 if values := metric.values(found[recipe]):
                     axes.plot(values, [y] * len(values), 'o', color='#2b6cb0', alpha=0.7, markersize=5)
                     axes.vlines(statistics.median(values), y - 0.32, y + 0.32, color='#1a365d', linewidth=1.8)
-            base = metric.values(found['base']) if 'base' in found else []
-            if base:
-                axes.axvline(statistics.median(base), color='#bbbbbb', linestyle='--', linewidth=1, zorder=0)
+            if base in found and (values := metric.values(found[base])):
+                axes.axvline(statistics.median(values), color='#bbbbbb', linestyle='--', linewidth=1, zorder=0)
             axes.set_title(metric.title, fontsize=9)
             axes.spines[['top', 'right']].set_visible(False)
         panels[0].set_yticks(range(len(recipes)), recipes)

@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.parts import Parts, run_bert_jax
 from benchmarks.pretraining_data import write_reviews
+from bert_jax.config.sizes import gated_sizes
 
 _ROOT = Path(__file__).resolve().parent.parent
 _QUERY_WORDS = range(8, 41)
@@ -107,11 +108,9 @@ class Benchmark(Parts):
             f'--config.data.source=jsonl:{text}/train.jsonl',
             f'--config.data.validation_source=jsonl:{text}/held_out.jsonl',
             f'--config.data.corpus={self.output}/corpus',
-            f'--config.model.num_layers={self.flags.layers}',
-            f'--config.model.hidden_size={self.flags.hidden}',
-            f'--config.model.num_heads={max(1, self.flags.hidden // 64)}',
-            f'--config.model.intermediate_size={4 * self.flags.hidden}',
         ]
+        sizes = gated_sizes(self.flags.layers, self.flags.hidden)
+        flags += [f'--config.model.{name}={value}' for name, value in sizes.items()]
         if self.flags.encoder:
             saved = self.flags.encoder / 'tokenizer'
             flags.append(f'--config.tokenizer.path={saved if saved.exists() else self.flags.encoder}')

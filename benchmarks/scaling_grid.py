@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.parts import Parts, run_bert_jax
 from benchmarks.pretraining_data import write_reviews
+from bert_jax.config.sizes import gated_sizes
 
 _ROOT = Path(__file__).resolve().parent.parent
 _HELD_OUT_EVERY = 20  # the interval of modules whose docstrings are held out
@@ -97,16 +98,12 @@ class Grid(Parts):
 
     def fields(self, text: str, megabytes: float, size: str = 'L2_H128') -> dict[str, Any]:
         """Returns the fields that a run changes in configs/small_budget.py."""
-        layers, hidden = _ALL_SIZES[size]
         fields = _BASE | {
             'data.source': f'jsonl:{self.output}/text/{text}-{megabytes:g}.jsonl',
             'data.validation_source': f'jsonl:{self.output}/text/{text}-held_out.jsonl',
             'data.corpus': f'{self.output}/corpora/{text}-{megabytes:g}',
-            'model.num_layers': layers,
-            'model.hidden_size': hidden,
-            'model.num_heads': max(1, hidden // 32),
-            'model.intermediate_size': 4 * hidden,
         }
+        fields |= {f'model.{name}': value for name, value in gated_sizes(*_ALL_SIZES[size]).items()}
         if megabytes != LARGEST[text]:  # its vocabulary serves all corpora
             fields['tokenizer.path'] = f'{self.output}/corpora/{text}-{LARGEST[text]:g}/tokenizer'
         return fields

@@ -14,7 +14,7 @@ from bert_jax.advise.starting import Start, choose_start
 from bert_jax.advise.vocabulary import Measured, choose_size, measure_sizes
 from bert_jax.config import Config
 from bert_jax.config.fields import content_of
-from bert_jax.config.sizes import SIZES, bert_sizes
+from bert_jax.config.sizes import SIZES, gated_sizes
 from bert_jax.plan import planning
 from bert_jax.plan.targets import Target
 
@@ -74,7 +74,7 @@ class Advice:
             flags.append(f'--config.tokenizer.vocab_size={vocab_size}')
         if found.name in _SMALL and found.rows == SMALL_BATCH:
             file = '--config=small_budget.py'
-            fields: dict[str, Any] = {f'model.{name}': value for name, value in bert_sizes(found.name).items()}
+            fields: dict[str, Any] = {f'model.{name}': value for name, value in gated_sizes(*SIZES[found.name]).items()}
         else:
             file = f'--config=bert.py:{found.name}'
             fields = {

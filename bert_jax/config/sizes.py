@@ -112,6 +112,19 @@ def bert_sizes(size: str) -> dict[str, int]:
     }
 
 
+def gated_sizes(num_layers: int, hidden_size: int) -> dict[str, int]:
+    """Returns the fields of `config.model` of a size with gated feed-forward layers (GeGLU, SwiGLU).
+
+    Such a layer has three matrices where BERT has two, so two thirds of BERT's width make as many parameters.
+    """
+    return {
+        'num_layers': num_layers,
+        'hidden_size': hidden_size,
+        'num_heads': max(1, hidden_size // 64),
+        'intermediate_size': 8 * round(hidden_size / 3),
+    }
+
+
 def modernbert(size: str = 'base') -> ConfigDict:
     """Returns the config of a published size of ModernBERT with the recipe of its first phase, to build on.
 
