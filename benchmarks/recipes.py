@@ -60,15 +60,17 @@ class Recipe:
 
 
 _VOCAB_SIZE = 8192
-_PEAK_LEARNING_RATE = 4e-3  # of Muon
+_DECAY = 0.1  # optimizer.decay_fraction of configs/small_budget.py
 # What configs/small_budget.py has, for recipes that start from demo.py, a BERT.
 _BERT = {
     'data.sequence_length': 128,
     'data.pairing': 'none',
+    'data.masking.rate': 0.3,
     'model.num_layers': 4,
     'model.max_positions': 128,
     'model.dtype': 'auto',
     'model.scan_layers': False,
+    'optimizer.schedule': 'wsd',
     'optimizer.weight_decay': 0.1,
     'optimizer.clip_norm': 1.0,
 }
@@ -78,25 +80,30 @@ BASE = 'small-budget'
 RECIPES = {
     'demo': Recipe(
         'the recipe of `configs/demo.py`, with 4 layers',
-        _BERT | {'data.sequence_length': 64, 'data.pairing': 'nsp'},
+        _BERT
+        | {
+            'data.sequence_length': 64,
+            'data.pairing': 'nsp',
+            'data.masking.rate': 0.15,
+            'optimizer.schedule': 'linear',
+        },
         'demo.py',
     ),
     BASE: Recipe('`configs/small_budget.py` (base of the changes below)'),
     'bert': Recipe('BERT instead of ModernBERT', _BERT, 'demo.py'),
     'bert-pairs': Recipe('BERT with next-sentence prediction', _BERT | {'data.pairing': 'nsp'}, 'demo.py'),
     'wide': Recipe('256 dimensions instead of 128', _WIDE),
-    'masking-30': Recipe('30% of the words masked', {'data.masking.rate': 0.3}),
-    'masking-30-15': Recipe(
-        '30% masked, 15% in the last fifth', {'data.masking.rate': 0.3}, last_phase={'masking': {'rate': 0.15}}
-    ),
+    'masking-15': Recipe('15% of the words masked instead of 30%', {'data.masking.rate': 0.15}),
+    'masking-30-15': Recipe('15% masked in the last fifth', last_phase={'masking': {'rate': 0.15}}),
     'adamw': Recipe('AdamW at 1e-3 instead of Muon', {'optimizer.name': 'adamw', 'optimizer.peak_learning_rate': 1e-3}),
     'stable-adamw': Recipe(
         'StableAdamW at 1e-3 instead of Muon',
         {'optimizer.name': 'stableadamw', 'optimizer.peak_learning_rate': 1e-3},
     ),
-    'wsd': Recipe(
-        'constant rate, 1-sqrt decay over the last fifth',
-        {'optimizer.schedule': 'wsd', 'optimizer.decay': '1-sqrt', 'optimizer.decay_fraction': 0.2},
+    'linear': Recipe('the learning rate falls over the whole run', {'optimizer.schedule': 'linear'}),
+    '1-sqrt': Recipe(
+        '1-sqrt decay over the last fifth instead of linear over the last tenth',
+        {'optimizer.decay': '1-sqrt', 'optimizer.decay_fraction': 0.2},
     ),
     'average': Recipe(f'average of the last {_AVERAGED} checkpoints', average_of=BASE),
     'vocab-16k': Recipe('vocabulary of 16,384', {'tokenizer.vocab_size': 16384}),
@@ -192,10 +199,9 @@ class Comparison(Parts):
         if given.first_phase or given.last_phase:
             rest = round(given.last_share * steps)
             first = steps - rest
-            left = rest / (steps - warmup)  # of the peak, where the last phase begins
             fields['phases'] = (
-                {'steps': first, 'warmup_steps': warmup, 'final_fraction': left} | given.first_phase,
-                {'steps': rest, 'warmup_steps': 0, 'peak_learning_rate': left * _PEAK_LEARNING_RATE} | given.last_phase,
+                {'steps': first, 'warmup_steps': warmup, 'schedule': 'constant'} | given.first_phase,
+                {'steps': rest, 'warmup_steps': 0, 'decay_steps': round(_DECAY * steps)} | given.last_phase,
             )
         else:
             fields |= {'train.steps': steps, 'optimizer.warmup_steps': warmup}

@@ -19,7 +19,7 @@ def get_config():
     config = bert_jax.config.modernbert('base')
     config.tokenizer.update(kind='wordpiece', vocab_size=8192, num_unused=0)
     config.data.sequence_length = 128
-    config.data.masking.rate = 0.15
+    config.data.masking.rate = 0.3
     config.model.update(gated_sizes(num_layers=4, hidden_size=128))
     config.model.local_attention = 32
     config.model.max_positions = 512
@@ -33,7 +33,6 @@ def get_config():
     config.train.evaluate_rows = 512
     config.optimizer.name = 'muon'
     config.optimizer.peak_learning_rate = 4e-3
-    config.optimizer.schedule = 'linear'
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1
