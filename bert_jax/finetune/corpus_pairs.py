@@ -22,7 +22,6 @@ from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import Tokenizer
 
 _SHORTEST = 16  # tokens; spans are drawn with this length or more, where a document has as many
-_SAMPLED = 1024  # documents whose lengths stand for all
 
 
 class CorpusPairs:
@@ -121,10 +120,6 @@ class CorpusPairs:
         before = np.stack([np.where(whole < middle, whole, start), middle], axis=1)
         is_after = (bits[:, 3] >> np.uint64(63)).astype(bool)[:, None]  # the anchor is the later span of half the pairs
         return np.stack([np.where(is_after, after, before), np.where(is_after, before, after)], axis=1)
-
-    def sample_lengths(self) -> np.ndarray:
-        examples = np.unique(np.linspace(0, len(self) - 1, _SAMPLED, dtype=np.int64))
-        return self.draw(examples, random.fold_in(0, examples)).lengths
 
     def content_hash(self) -> str:
         return self._digest

@@ -1,7 +1,7 @@
 """Computes the metrics and predictions of a model on the splits of its task."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,8 +17,8 @@ from bert_jax.evaluation.evaluator import Evaluation, is_due_every
 from bert_jax.finetune.embedding_task import TrainingPairs
 from bert_jax.finetune.heads import TaskModel
 from bert_jax.finetune.metrics import format_metric
-from bert_jax.finetune.packing import Packing, choose_examples_per_row, round_up
-from bert_jax.finetune.pair_stream import PairStream
+from bert_jax.finetune.packing import Packing, SampledBatches, choose_examples_per_row, round_up, sampled_batches
+from bert_jax.finetune.pair_stream import PairStream, sampled_pairs
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream
 from bert_jax.finetune.splits import Split
 from bert_jax.finetune.tasks import TaskData
@@ -101,25 +101,28 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
     long as the longest example needs.
     """
     task, train = config.task, config.train
-    # TPU and GPU kernels need whole blocks of 128 positions.
-    length_multiple = 16 if jax.default_backend() == 'cpu' else 128
+    # TPU and GPU kernels need whole blocks of 128 positions, and up to eight devices share the rows of most batches.
+    length_multiple, usual_shards = (16, 1) if jax.default_backend() == 'cpu' else (128, 8)
     shards = mesh.shape['data'] * mesh.shape['fsdp'] * train.microbatches
     num_rows_multiple = train.exact_shards if train.reduction == 'exact' else shards
 
-    def per_row(lengths: np.ndarray, batch_size: int) -> int | Fraction:
-        return task.examples_per_row or choose_examples_per_row(lengths, batch_size, length_multiple)
+    def per_row(sources: Sequence[SampledBatches], batch_size: int) -> int | Fraction:
+        multiple = num_rows_multiple if train.reduction == 'exact' else usual_shards
+        return task.examples_per_row or choose_examples_per_row(sources, batch_size, multiple, length_multiple)
 
     def pair_stream(pairs: TrainingPairs, seed: int) -> PairStream:
         sources, num_roles = [*pairs.sources.values()], 2 + config.embedding.num_negatives
-        lengths = np.concatenate([source.sample_lengths() for source in sources])
+        size = train.global_batch_size
+        weighted = zip(sources, pairs.weights, strict=True)
+        sampled = [sampled_pairs(source, size, num_roles, weight) for source, weight in weighted]
         return PairStream(
             sources,
             pairs.weights,
-            batch_size=train.global_batch_size,
+            batch_size=size,
             num_roles=num_roles,
             seed=seed,
             pad_id=pad_id,
-            packing=Packing(per_row(lengths, train.global_batch_size * num_roles), shards, length_multiple),
+            packing=Packing(per_row(sampled, size * num_roles), shards, length_multiple),
             min_length=task.sequence_length if task.examples_per_row == 1 else 0,
         )
 
@@ -128,7 +131,8 @@ def task_streams(config: FinetuneConfig, pad_id: int, mesh: Mesh) -> Callable[[R
             assert seed is not None  # held-out pairs are `Rows`
             return pair_stream(rows, seed)
         length, packing = task.sequence_length, None
-        examples_per_row = per_row(np.diff(rows.starts), train.global_batch_size)
+        sampled = sampled_batches(np.diff(rows.starts), train.global_batch_size)
+        examples_per_row = per_row([sampled], train.global_batch_size)
         if task.examples_per_row != 1 and not (seed is None and examples_per_row == 1):
             packing = Packing(examples_per_row, num_rows_multiple, length_multiple)
         elif seed is None:

@@ -6,10 +6,13 @@
 import dataclasses
 import heapq
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+
+from bert_jax.data import random
 
 _SLOTS_PER_EXAMPLE = 2  # slots of a row, as a multiple of the mean number of examples
 _LENGTH_STEPS = 8  # row lengths between one power of two and the next
@@ -81,31 +84,36 @@ class Packing:
         """E, the slots of a row."""
         return 1 if self.examples_per_row == 1 else _SLOTS_PER_EXAMPLE * math.ceil(self.examples_per_row)
 
+    def filled_rows(self, batch_size: int) -> int:
+        """Returns the number of rows that hold the examples of a batch of at most `batch_size`."""
+        return math.ceil(batch_size / self.examples_per_row)
+
     def num_rows(self, batch_size: int) -> int:
-        """Returns B for a batch of `batch_size` examples."""
-        return round_up(-(-batch_size // self.examples_per_row), self.num_rows_multiple)
+        """Returns B for batches of at most `batch_size` examples."""
+        return round_up(self.filled_rows(batch_size), self.num_rows_multiple)
 
     def length(self, num_tokens: int) -> int:
         """Returns L for rows of at most `num_tokens` tokens."""
         step = 2 ** (max(num_tokens, 1).bit_length() - 1) // _LENGTH_STEPS
         return round_up(max(num_tokens, 1), max(self.length_multiple, step))
 
-    def length_of_average(self, mean_length: float) -> int:
-        """Returns L of a batch with an average number of tokens; mean_length: tokens of an example."""
-        return self.length(math.ceil(self.examples_per_row * mean_length))
+    def length_of_average(self, mean_tokens: float, batch_size: int) -> int:
+        """Returns L of a batch of at most `batch_size` examples with an average number of tokens."""
+        return self.length(math.ceil(mean_tokens / self.filled_rows(batch_size)))
 
-    def rows(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    def rows(self, lengths: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Assigns examples to rows so that the fullest row holds few tokens.
 
         Examples are taken longest first, and each goes to the emptiest row (LPT, Graham 1969).
 
         Args:
           lengths: [n] of the examples.
+          batch_size: most examples of a batch, at least n.
 
         Returns:
           ([n] int64 rows, [n] int64 slots within them, tokens of the fullest row). Added rows stay empty.
         """
-        num_rows = -(-len(lengths) // self.examples_per_row)
+        num_rows = self.filled_rows(batch_size)
         rows, slots = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
         emptiest = [(0, row, 0) for row in range(num_rows)]  # (tokens, row, examples) of rows with a free slot
         max_tokens = 0
@@ -119,13 +127,16 @@ class Packing:
         return rows, slots, max_tokens
 
     def lay_out(
-        self, examples: np.ndarray, present: np.ndarray, lengths: np.ndarray, num_rows: int, min_length: int
+        self, examples: np.ndarray, present: np.ndarray, lengths: np.ndarray, batch_size: int, min_length: int
     ) -> Layout:
-        """Returns where the examples of a batch lie in its `num_rows` rows of at least `min_length` positions.
+        """Returns where the examples of a batch lie in its rows of at least `min_length` positions.
 
-        Args: examples, present, lengths: see `Layout`.
+        Args:
+          examples, present, lengths: see `Layout`.
+          batch_size: most examples of a batch.
         """
-        rows, slots, max_tokens = self.rows(lengths)
+        num_rows = self.num_rows(batch_size)
+        rows, slots, max_tokens = self.rows(lengths, batch_size)
         slot_lengths = np.zeros((num_rows, self.num_slots), np.int64)
         slot_lengths[rows, slots] = lengths
         starts = (np.cumsum(slot_lengths, axis=1) - slot_lengths)[rows, slots]
@@ -134,29 +145,59 @@ class Packing:
 
 
 _CHOICES = tuple(Fraction(32, rows) for rows in range(32, 2, -1))  # examples per row, from 1 to about 10
-_SAMPLE = 4096  # lengths that are packed to compare the choices
+_SAMPLE = 4096  # examples in all sampled batches
 _EQUAL_LENGTH = 512  # of rows in which attention has as many FLOPs as the rest of a layer of 256 dimensions
 
 
-def choose_examples_per_row(lengths: np.ndarray, batch_size: int, length_multiple: int = 16) -> Fraction:
-    """Returns how many examples should share a row so that a step is fast, by packing random batches.
+class SampledBatches(NamedTuple):
+    """Random batches of a source of examples.
+
+    Attributes:
+      weight: share of the training batches that are of this source; the sum over all sources is arbitrary.
+      lengths: of the examples of each batch, in tokens, int64 [at most batch_size].
+    """
+
+    weight: float
+    lengths: list[np.ndarray]
+
+    @property
+    def mean_tokens(self) -> float:
+        """The mean number of tokens of a batch."""
+        return sum(int(lengths.sum()) for lengths in self.lengths) / len(self.lengths)
+
+
+def num_samples(batch_size: int) -> int:
+    """Returns how many batches to sample."""
+    return max(1, min(8, _SAMPLE // batch_size))
+
+
+def sampled_batches(lengths: np.ndarray, batch_size: int) -> SampledBatches:
+    """Returns random batches of examples with these lengths, the same at every call."""
+    drawn = [random.below(random.bits(random.fold_in(0, index), batch_size)[0], len(lengths)) for index in range(8)]
+    return SampledBatches(1.0, [lengths[examples] for examples in drawn[: num_samples(batch_size)]])
+
+
+def choose_examples_per_row(
+    sources: Sequence[SampledBatches], batch_size: int, num_rows_multiple: int = 1, length_multiple: int = 16
+) -> Fraction:
+    """Returns how many examples should share a row so that a step is fast, by packing the sampled batches.
 
     Few rows leave little padding, but attention over long rows is slow.
 
     Args:
-      lengths: of the examples, in tokens.
-      batch_size: examples of a batch.
-      length_multiple: see `Packing`.
+      batch_size: most examples of a batch.
+      num_rows_multiple, length_multiple: see `Packing`. They must not depend on the mesh, so that the rows are the
+        same on every mesh.
     """
-    num_batches = max(1, min(8, _SAMPLE // batch_size))
-    batches = np.random.default_rng(0).choice(lengths, (num_batches, batch_size))
-    mean = float(lengths.mean())
 
     def cost(examples_per_row: Fraction) -> float:
-        packing = Packing(examples_per_row, length_multiple=length_multiple)
-        shortest = packing.length_of_average(mean)
-        row_lengths = [max(packing.length(packing.rows(batch)[2]), shortest) for batch in batches]
-        return packing.num_rows(batch_size) * sum(length * (_EQUAL_LENGTH + length) for length in row_lengths)
+        packing = Packing(examples_per_row, num_rows_multiple, length_multiple)
+        found = 0.0
+        for weight, batches in sources:
+            shortest = packing.length_of_average(SampledBatches(weight, batches).mean_tokens, batch_size)
+            lengths = [max(packing.length(packing.rows(batch, batch_size)[2]), shortest) for batch in batches]
+            found += weight * sum(length * (_EQUAL_LENGTH + length) for length in lengths) / len(lengths)
+        return packing.num_rows(batch_size) * found
 
     return min(_CHOICES, key=cost)
 

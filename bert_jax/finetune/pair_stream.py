@@ -16,7 +16,7 @@ from bert_jax.data.batches import Stream
 from bert_jax.data.mixture import quotas
 from bert_jax.data.pair_batches import PairBatch
 from bert_jax.data.sampler import EpochShuffle, RowSelection, Sampler
-from bert_jax.finetune.packing import Packing
+from bert_jax.finetune.packing import Packing, SampledBatches, num_samples
 from bert_jax.finetune.pairs import PairSource, Texts
 
 _STEPS_IN_BLOCK = 1024  # in which each source has its share of the steps
@@ -68,7 +68,8 @@ class PairStream(Stream[PairBatch]):
         self._shuffles = [EpochShuffle(len(source), key) for source, key in zip(sources, keys, strict=True)]
         self._draw_keys = [random.fold_in_int(key, -1) for key in keys]  # epochs have the keys 0, 1, …
         # A batch with fewer tokens than average gets the length of an average batch, to limit compilation.
-        averages = [packing.length_of_average(float(source.sample_lengths().mean())) for source in sources]
+        tokens = [sampled_pairs(source, batch_size, num_roles).mean_tokens for source in sources]
+        averages = [packing.length_of_average(each, self._num_texts) for each in tokens]
         self._min_lengths = [max(min_length, average) for average in averages]
 
     @property
@@ -97,13 +98,23 @@ class PairStream(Stream[PairBatch]):
     def _assemble(self, selection: RowSelection) -> PairBatch:
         source = selection.bucket
         texts = self._sources[source].draw(selection.rows, selection.keys)
-        return pack_texts(texts, self._packing, self.batch_size, self._min_lengths[source], self._pad_id)
+        return pack_texts(texts, self._packing, self._num_texts, self._min_lengths[source], self._pad_id)
 
 
-def pack_texts(texts: Texts, packing: Packing, num_rows: int, min_length: int, pad_id: int) -> PairBatch:
-    """Packs texts into `num_rows` rows of at least `min_length` positions."""
+def sampled_pairs(source: PairSource, batch_size: int, num_roles: int, weight: float = 1.0) -> SampledBatches:
+    """Returns the lengths of the texts of random batches of `batch_size` examples, the same at every call."""
+    lengths = []
+    for index in range(num_samples(batch_size * num_roles)):
+        key = random.fold_in(0, index)
+        examples = random.below(random.bits(key, batch_size)[0], len(source))
+        lengths.append(source.draw(examples, random.fold_in(key, examples)).lengths)
+    return SampledBatches(weight, lengths)
+
+
+def pack_texts(texts: Texts, packing: Packing, most_texts: int, min_length: int, pad_id: int) -> PairBatch:
+    """Packs texts into the rows of a batch of at most `most_texts`, which have at least `min_length` positions."""
     num_texts = len(texts.lengths)
-    layout = packing.lay_out(np.arange(num_texts), np.ones(num_texts, bool), texts.lengths, num_rows, min_length)
+    layout = packing.lay_out(np.arange(num_texts), np.ones(num_texts, bool), texts.lengths, most_texts, min_length)
     text, position = layout.tokens()
     text_ids = np.unique(texts.hashes, return_inverse=True)[1].astype(np.int32)
     is_query = texts.roles == 0

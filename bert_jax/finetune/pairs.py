@@ -50,10 +50,6 @@ class PairSource(Protocol):
         """Returns the texts of examples [Q] int64; keys [Q] uint64 determine whatever is random."""
         ...
 
-    def sample_lengths(self) -> np.ndarray:
-        """Returns the tokens of each text, or of a fixed sample of them."""
-        ...
-
     def content_hash(self) -> str:
         """Returns a hash of what determines the texts; it does not depend on paths."""
         ...
@@ -106,9 +102,6 @@ class Pairs:
             self.hashes[texts],
             self.scores[examples][groups],
         )
-
-    def sample_lengths(self) -> np.ndarray:
-        return np.diff(self.rows.starts)
 
     def content_hash(self) -> str:
         arrays = (self.starts, self.hashes, self.scores)

@@ -129,7 +129,7 @@ class TaskStream(Stream[TaskBatch]):
         self._order = even_order(np.diff(rows.starts), batch_size) if is_reordered else np.arange(len(rows))
         if packing:
             # Batches with fewer tokens than average get the length of an average batch, to limit compilation.
-            self._min_length = packing.length_of_average(len(rows.ids) / len(rows))
+            self._min_length = packing.length_of_average(batch_size * len(rows.ids) / len(rows), batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -152,7 +152,7 @@ class TaskStream(Stream[TaskBatch]):
         examples, present = self._order[selection.rows], selection.present
         lengths = np.diff(self._rows.starts)[examples]
         if self._packing:
-            return self._packing.lay_out(examples, present, lengths, self.batch_size, self._min_length)
+            return self._packing.lay_out(examples, present, lengths, self._sampler.batch_size, self._min_length)
         rows, nothing = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
         return Layout(examples, present, lengths, rows, nothing, nothing, (len(lengths), self._length), 1)
 

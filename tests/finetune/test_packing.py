@@ -15,7 +15,7 @@ from bert_jax import config
 from bert_jax.config.fields import identity_of, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, Task
 from bert_jax.finetune import heads
-from bert_jax.finetune.packing import Packing, choose_examples_per_row
+from bert_jax.finetune.packing import Packing, SampledBatches, choose_examples_per_row, sampled_batches
 from bert_jax.finetune.rows import Rows, TaskBatch, TaskStream, make_rows
 from bert_jax.train.state import model_of
 from tests.support.models import MODEL
@@ -104,7 +104,7 @@ def test_packed_rows_are_evenly_full_and_have_few_lengths() -> None:
 
 def test_rows_have_room_for_uneven_lengths() -> None:
     packing = Packing(4)
-    rows, slots, most = packing.rows(np.array([500] * 7 + [3] * 25))
+    rows, slots, most = packing.rows(np.array([500] * 7 + [3] * 25), 32)
     assert most == 500 + 3 * 3 and np.bincount(rows).max() == slots.max() + 1 == 8
     assert len({*zip(rows.tolist(), slots.tolist(), strict=True)}) == 32
     assert packing.length(1) == 16 and packing.length(224) == 224 and packing.length(225) == 240
@@ -113,10 +113,10 @@ def test_rows_have_room_for_uneven_lengths() -> None:
 
 @pytest.mark.parametrize(
     'lengths, expected',
-    [([11], 4), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], Fraction(8, 5))],
+    [([11], 4), ([20], 4), ([53], 2), ([100], 1), ([380, 384, 370], 1), ([100, 150, 384], Fraction(32, 23))],
 )
 def test_examples_per_row_depends_on_lengths(lengths: list[int], expected: int | Fraction) -> None:
-    assert choose_examples_per_row(np.array(lengths), 32) == expected
+    assert choose_examples_per_row([sampled_batches(np.array(lengths), 32)], 32) == expected
 
 
 def test_short_texts_fill_rows_beside_those_of_long_texts() -> None:
@@ -124,13 +124,30 @@ def test_short_texts_fill_rows_beside_those_of_long_texts() -> None:
     lengths = np.array([64, 14, 64, 18, 64, 25, 64, 12])
     batch = np.repeat(lengths, 8)
     positions, pairs = {}, {}
-    for examples_per_row in (choose_examples_per_row(lengths, 64), 1, 2, 4, 8):
+    for examples_per_row in (choose_examples_per_row([SampledBatches(1.0, [batch])], 64), 1, 2, 4, 8):
         packing = Packing(examples_per_row)
-        rows, length = packing.num_rows(64), packing.length(packing.rows(batch)[2])
+        rows, length = packing.num_rows(64), packing.length(packing.rows(batch, 64)[2])
         positions[examples_per_row], pairs[examples_per_row] = rows * length, rows * length**2
     chosen, one, two, *more = positions.values()
     assert chosen < min(one, two) and chosen < 1.05 * min(more), positions
     assert next(iter(pairs.values())) == min(pairs.values()), pairs
+
+
+def test_choice_weighs_sources_apart_and_rows_that_devices_share() -> None:
+    short, long = (sampled_batches(np.array(lengths), 64) for lengths in ([6, 8, 11], [300, 400, 512]))
+    assert choose_examples_per_row([short], 64) > 4 and choose_examples_per_row([long], 64) == 1
+    mixed = [short._replace(weight=0.5), long._replace(weight=0.5)]
+    assert (
+        choose_examples_per_row(mixed, 64) < 2
+    )  # a batch has texts of one source: rows of 10 long texts would be slow
+    per_row = choose_examples_per_row([sampled_batches(np.arange(20, 60), 16)], 16, 8, 128)
+    assert Packing(per_row, 8, 128).filled_rows(16) in (8, 16)  # no row is empty with 8 devices
+
+
+def test_texts_of_a_smaller_batch_are_spread_over_all_rows() -> None:
+    packing = Packing(2)
+    rows, _, longest = packing.rows(np.full(10, 20), 32)
+    assert sorted(rows.tolist()) == list(range(10)) and longest == 20
 
 
 @pytest.mark.parametrize('kind', [kind for kind, _ in KINDS])
