@@ -170,10 +170,7 @@ def _settings_of_models(
     if values.baseline and values.baseline == name:
         raise BadInput(f'--baseline={name}', 'is the model itself', 'another model')
     given = values.queries_prompt, values.passages_prompt, values.similarity
-    return {
-        each: (read_retrieval_settings(each, *given, settings=read_settings(each)), step)
-        for each, step in names.items()
-    }
+    return {each: (read_retrieval_settings(each, read_settings(each), *given), step) for each, step in names.items()}
 
 
 def _measure_models(

@@ -23,6 +23,7 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
     from bert_jax.data.labelled import split_source
     from bert_jax.evaluation.retrieval.mine import Mining, check_mining, mine
     from bert_jax.evaluation.retrieval.pairs import open_pairs
+    from bert_jax.finetune.sentences import read_settings
     from bert_jax.pretrained.sentences import read_retrieval_settings
     from bert_jax.workdir.result import check_output
 
@@ -32,7 +33,8 @@ def _run(values: flags.FlagValues, _: list[str]) -> int:
         raise BadInput(f'--output={output}', 'is a file to read', 'another name')
     mining = Mining(values.negatives, values.skip_ranks, values.max_rank, values.margin, values.relative_margin)
     check_mining(mining)
-    settings = read_retrieval_settings(name, values.queries_prompt, values.passages_prompt, values.similarity)
+    given = values.queries_prompt, values.passages_prompt, values.similarity
+    settings = read_retrieval_settings(name, read_settings(name), *given)
     with open_pairs(source, (values.anchor, values.positive), values.passages or '') as pairs:
         enable_compilation_cache()
         from bert_jax.finetune.load import load_model

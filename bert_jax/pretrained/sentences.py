@@ -154,25 +154,25 @@ class RetrievalSettings:
 
 def read_retrieval_settings(
     directory: str,
+    settings: SentenceSettings,
     queries_prompt: str | None = None,
     passages_prompt: str | None = None,
     similarity: str | None = None,
-    settings: SentenceSettings | None = None,
 ) -> RetrievalSettings:
-    """Reads the settings of a directory for queries and passages.
+    """Returns the settings of a model for queries and passages.
 
     As in sentence-transformers, the default prompt applies to neither.
 
     Args:
-      queries_prompt: precedes each query; None for the prompt `query` of the directory, if it has one.
+      directory: named in errors.
+      settings: those of the model; `finetune.sentences.read_settings` also reads those of a run.
+      queries_prompt: precedes each query; None for the prompt `query` of the model, if it has one.
       passages_prompt: precedes each passage; None for the prompt `document`, `passage` or `corpus`.
-      similarity: None for that of the directory, or else `cosine`.
-      settings: those of a run, which has no such files; None reads them from the directory.
+      similarity: None for that of the model.
 
     Raises:
-      BadInput: see `read_settings`; also for a similarity by which no search is implemented.
+      BadInput: for a similarity by which no search is implemented; see also `check_prompt`.
     """
-    settings = settings or read_settings(directory)
     prompts = settings.prompts
 
     def prompt_of(names: tuple[str, ...], given: str | None) -> str:

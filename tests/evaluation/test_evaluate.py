@@ -21,7 +21,7 @@ from bert_jax.evaluation.retrieval.evaluate import evaluate_model
 from bert_jax.evaluation.sample import read_held_out_windows
 from bert_jax.pretrain import pretrain
 from bert_jax.pretrained.load import load_pretrained
-from bert_jax.pretrained.sentences import read_retrieval_settings
+from bert_jax.pretrained.sentences import read_retrieval_settings, read_settings
 from bert_jax.report.page import write_report
 from bert_jax.text.corpus import load_corpus
 from bert_jax.text.documents import read_chunk
@@ -136,7 +136,8 @@ def test_retrieval_during_training_equals_evaluate(directory: Path) -> None:
     probed = {line['step']: line for line in logged if 'retrieval/names/ndcg_at_10' in line}
     assert sorted(probed) == [1, 2] and 'names nDCG@10' in (directory / 'stderr').read_text()
     encoder = load_pretrained(str(directory / 'run'))
-    settings, names = read_retrieval_settings(str(directory / 'run')), read_set(str(directory / 'names'), 'test')
+    run, names = str(directory / 'run'), read_set(str(directory / 'names'), 'test')
+    settings = read_retrieval_settings(run, read_settings(run))
     measured = evaluate_model('', encoder, settings, names)
     for name in ('ndcg_at_10', 'mrr_at_10', 'recall_at_10', 'recall_at_100', 'mean_cosine'):
         assert probed[2][f'retrieval/names/{name}'] == pytest.approx(measured[name], abs=1e-5)

@@ -11,7 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from bert_jax.evaluation.retrieval import mine as mine_module
+from bert_jax.evaluation.retrieval.mine import Mined
 from bert_jax.pretrained.load import load_pretrained
+from bert_jax.pretrained.sentences import RetrievalSettings
 from tests.support.commands import run
 from tests.support.models import TOKENS, write_model
 from tests.support.retrieval import write_lines
@@ -125,6 +127,28 @@ def test_a_single_pair_has_no_negative(tmp_path: Path, directory: Path, capsys: 
     summary = json.loads(capsys.readouterr().out)
     assert (summary['pairs'], summary['written'], summary['mean_negative_score']) == (1, 0, None)
     assert (tmp_path / 'out.jsonl').read_text() == ''
+
+
+def test_settings_are_those_of_a_fine_tuned_workdir(tmp_path: Path, directory: Path, monkeypatch) -> None:
+    embedding = {'pooling': 'cls', 'normalize': False, 'query_prompt': 'who: ', 'passage_prompt': 'the '}
+    task = {'kind': 'embedding', 'sequence_length': 24}
+    (tmp_path / 'run').mkdir()
+    recorded = {'init': 'model', 'task': task, 'embedding': embedding}
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps({'config': recorded, 'fingerprint': {}}))
+    monkeypatch.setattr('bert_jax.finetune.load.load_model', lambda name: name)
+    used: list[Any] = []
+
+    def mine(pairs: object, model: object, settings: RetrievalSettings, *_: object) -> Mined:
+        used.extend([model, settings])
+        return Mined('out.jsonl', 30, 0, 0, 0, 0, 0, None, None, 0.0)
+
+    monkeypatch.setattr(mine_module, 'mine', mine)
+    (tmp_path / 'pairs.jsonl').symlink_to(directory / 'pairs.jsonl')
+    command = ['mine', '--model=run', '--input=pairs.jsonl', '--output=out.jsonl', '--passages_prompt=a ']
+    assert run(command, tmp_path) == 0
+    name, settings = used
+    assert name == 'run' and (settings.queries.prompt, settings.passages.prompt) == ('who: ', 'a ')
+    assert (settings.queries.modes, settings.queries.normalize, settings.queries.max_length) == (('cls',), False, 24)
 
 
 @pytest.mark.parametrize(
