@@ -95,7 +95,8 @@ def embed(
 
     Args:
       summary: of the source, from `check`.
-      output: .npy, .parquet (columns `id`, if every record has one, and `vector`) or .safetensors (`embeddings`).
+      output: .npy, .parquet (columns `id`, if every record has one, and `vector`) or .safetensors (`embeddings`). Ids
+        are int64 if all of them are such integers, else texts.
       dims: number of leading dims to write, as of `SentenceSettings.finish`.
       dtype: of the computation, 'float32' or 'bfloat16'.
 
@@ -122,7 +123,7 @@ def embed(
         if resumed_from:
             say(f'Resuming after {quantity(resumed_from, "vector")} of {summary.num_texts:,}')
         counts = _compute(encoder, source, partial, summary.num_texts, progress)
-        partial.publish(target, (each.id for each in source.read(Counter())) if summary.has_ids else None)
+        partial.publish(target, _ids(source, summary) if summary.has_ids else None)
     return Embedded(
         output=str(target),
         lines=summary.num_texts,
@@ -137,6 +138,12 @@ def embed(
         resumed_from=resumed_from,
         invalid_utf8_replaced=counts[_INVALID],
     )
+
+
+def _ids(source: Source, summary: InputSummary) -> Iterator[int | str]:
+    """Yields the id of each text, all of one type: the columns of a parquet file have one."""
+    for each in source.read(Counter()):
+        yield each.id if summary.has_integer_ids else str(each.id)
 
 
 def num_dims(settings: SentenceSettings, hidden_size: int, dims: int | None) -> int:

@@ -26,11 +26,13 @@ class InputSummary(NamedTuple):
     """What an input holds.
 
     num_texts: all of them.  digest: changes with any text or id.  has_ids: whether every record has an id.
+    has_integer_ids: whether these ids all are integers of 64 bits.
     """
 
     num_texts: int
     digest: str
     has_ids: bool
+    has_integer_ids: bool
 
 
 def read_inputs(source: str, text_field: str, id_field: str, counts: Counter) -> Iterator[InputText]:
@@ -56,11 +58,12 @@ def read_inputs(source: str, text_field: str, id_field: str, counts: Counter) ->
 
 def summarize(source: str, text_field: str, id_field: str, counts: Counter) -> InputSummary:
     """Reads a source once, so that bad input is found before anything else happens; arguments as of `read_inputs`."""
-    digest, num_texts, num_ids = hashlib.blake2b(digest_size=16), 0, 0
+    digest, num_texts, num_ids, num_integers = hashlib.blake2b(digest_size=16), 0, 0, 0
     for each in read_inputs(source, text_field, id_field, counts):
         digest.update(repr(tuple(each)).encode())
         num_texts, num_ids = num_texts + 1, num_ids + (each.id is not None)
-    return InputSummary(num_texts, digest.hexdigest(), 0 < num_ids == num_texts)
+        num_integers += type(each.id) is int and -(2**63) <= each.id < 2**63
+    return InputSummary(num_texts, digest.hexdigest(), 0 < num_ids == num_texts, 0 < num_integers == num_texts)
 
 
 def _text_of(record: Record, column: str) -> str:

@@ -65,8 +65,8 @@ class PartialVectors:
         job = {'identity': self._identity, 'num_done': self.num_done, 'counts': self.counts}
         write_whole(self._directory / _JOB, json.dumps(job))
 
-    def publish(self, output: Path, ids: Iterable[Any] | None) -> None:
-        """Makes the finished vectors the output; ids: of each vector, for .parquet."""
+    def publish(self, output: Path, ids: Iterable[int | str] | None) -> None:
+        """Makes the finished vectors the output; ids: of each vector, for .parquet; all int64, or all texts."""
         if output.suffix == '.parquet':
             vectors = np.zeros(self._shape, np.float32) if self._array is None else self._array
             with new_file(output) as temporary:
@@ -141,7 +141,7 @@ def _safetensors_header(shape: tuple[int, int]) -> bytes:
     return struct.pack('<Q', len(header)) + header
 
 
-def _write_parquet(path: Path, vectors: np.ndarray, ids: Iterable[Any] | None) -> None:
+def _write_parquet(path: Path, vectors: np.ndarray, ids: Iterable[int | str] | None) -> None:
     """Writes the columns id, if there are ids, and vector (a list of D float32), in row groups of bounded size."""
     import itertools
 
@@ -153,9 +153,7 @@ def _write_parquet(path: Path, vectors: np.ndarray, ids: Iterable[Any] | None) -
         part = np.asarray(vectors[start : start + _VECTORS_AT_ONCE])
         columns: dict[str, Any] = {}
         if remaining is not None:
-            part_ids = [*itertools.islice(remaining, len(part))]
-            is_integer = all(type(each) is int for each in part_ids)
-            columns['id'] = pyarrow.array(part_ids if is_integer else [str(each) for each in part_ids])
+            columns['id'] = pyarrow.array([*itertools.islice(remaining, len(part))])
         columns['vector'] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.ravel()), vectors.shape[1])
         table = pyarrow.table(columns)
         writer = writer or parquet.ParquetWriter(path, table.schema)

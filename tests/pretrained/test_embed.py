@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from bert_jax.__main__ import main
 from bert_jax.pretrained import embed as embed_module
+from bert_jax.pretrained import embed_output
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import SentenceSettings, write_settings
 from bert_jax.pretrained.vectors import TextEncoder, plan_batches
@@ -85,6 +86,22 @@ def test_every_format_gives_the_same_vectors(
     if suffix == '.parquet' and 'txt' not in name:
         ids = parquet.read_table(output)['id'].to_pylist()
         assert ids == ([*range(6)] if name == 'in.parquet' else [f'n{i}' for i in range(6)])
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    'ids, is_integer',
+    [([3, 4, -5, 2**63 - 1], True), ([1, 2, 3, 'd'], False), ([1, 2, 3, 2**63], False), ([1, 2.5, True, 'a'], False)],
+)
+def test_ids_of_all_row_groups_have_one_type(
+    ids: list[object], is_integer: bool, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed_output, '_VECTORS_AT_ONCE', 2)
+    lines = [json.dumps({'id': each, 'text': 'film'}) for each in ids]
+    (tmp_path / 'in.jsonl').write_text('\n'.join(lines))
+    assert run(model, tmp_path / 'in.jsonl', tmp_path / 'out.parquet') == 0
+    found = parquet.read_table(tmp_path / 'out.parquet')['id'].to_pylist()
+    assert found == (ids if is_integer else [str(each) for each in ids])
 
 
 @pytest.mark.compiles
