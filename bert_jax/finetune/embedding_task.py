@@ -50,8 +50,8 @@ class PairSplit(Split):
     """Held-out pairs; the rows 2 n and 2 n + 1 are the anchor and the positive of pair n.
 
     `gold` holds the scores; it is empty for a file without. Predictions are the cosine similarity of each pair, and for
-    a file without scores the rank of its positive: how many positives of the split are at least as similar to the
-    anchor, itself included. Other positives with the same text, or of the same anchor, are left out.
+    a file without scores the rank of its positive: how many positives of the split are not less similar to the anchor,
+    itself included. Other positives with the same text, or of the same anchor, are left out.
 
     Attributes:
       hashes: [2 N] uint64, equal for equal texts.
@@ -73,7 +73,8 @@ class PairSplit(Split):
             own = similarities[np.arange(len(pairs)), pairs]
             is_same = self.hashes[1::2] == self.hashes[1::2][pairs, None]
             is_same |= self.hashes[::2] == self.hashes[::2][pairs, None]
-            ranks = 1 + ((similarities >= own[:, None]) & ~is_same).sum(axis=1)
+            # Not `>=`, by which a vector of NaN would rank first.
+            ranks = 1 + (~(similarities < own[:, None]) & ~is_same).sum(axis=1)
             found += zip(own.tolist(), ranks.tolist(), strict=True)
         return found
 

@@ -165,7 +165,7 @@ def test_raw_text_trains_beside_pairs(directory: Path) -> None:
     assert json.loads((directory / 'text' / 'results.json').read_text())['finished']
 
 
-def test_rank_counts_the_positives_that_are_as_similar() -> None:
+def test_rank_counts_the_positives_that_are_not_less_similar() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((14, 3)).astype(np.float32)
     vectors[3] = vectors[1]  # the positive of pair 1 is the text of that of pair 0
@@ -187,6 +187,8 @@ def test_rank_counts_the_positives_that_are_as_similar() -> None:
     assert split.metrics(('mrr', 'sts_spearman'), predictions) == expected
     collapsed = split.predictions(np.ones((14, 3), np.float32))  # equal vectors find nothing
     assert [rank for _, rank in collapsed] == [6, 6, 6, 7, 6, 7, 7]
+    not_finite = split.predictions(np.full((14, 3), np.nan, np.float32))
+    assert [rank for _, rank in not_finite] == [6, 6, 6, 7, 6, 7, 7]
 
 
 @pytest.mark.parametrize(
