@@ -6,8 +6,10 @@ document. Spans are whole sentences where these fit.
 `Q` documents of a batch with `n` = 2 Q texts and `t` tokens.
 """
 
+import shlex
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,23 @@ from bert_jax.text.corpus import load_corpus
 from bert_jax.text.tokenizer import Tokenizer
 
 _SHORTEST = 16  # tokens; spans are drawn with this length or more, where a document has as many
+_BEGINNINGS = 'abcdefghijklmnopqrstuvwxyz0'  # of texts, each of which is tried after a prompt
+
+
+class _Prompt(NamedTuple):
+    """The ids of a prompt, joined with those of a span as the tokenizer encodes both texts together.
+
+    Attributes:
+      ids: before a span whose first token holds the blank at the end of the prompt, or that needs none.
+      spaced_ids: before other spans.
+      first_ids: [V] int32, what the first token of a span becomes: the same token with a blank before it, or itself.
+      holds_blank: [V] bool, whether the first token of a span, after `first_ids`, holds the blank.
+    """
+
+    ids: np.ndarray
+    spaced_ids: np.ndarray
+    first_ids: np.ndarray
+    holds_blank: np.ndarray
 
 
 class CorpusPairs:
@@ -55,9 +74,9 @@ class CorpusPairs:
             raise BadInput(source, found, f'longer {held_out}documents')
         self._digest = json_digest([corpus.manifest['content_hash'], embedding.corpus_pairs])
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
-        prompts = tokenizer.encode_batch([embedding.query_prompt, embedding.passage_prompt])
-        self._prompts = [np.array(prompt, np.int32) for prompt in prompts]
-        longest = max(map(len, prompts))
+        fields = ('query_prompt', 'passage_prompt')
+        self._prompts = [_encode_prompt(getattr(embedding, field), field, tokenizer) for field in fields]
+        longest = max(len(prompt.spaced_ids) for prompt in self._prompts)
         self._room = task.sequence_length - 2 - longest
         if self._room < 1:
             found = f'is {task.sequence_length}; a prompt has {longest} tokens'
@@ -78,7 +97,12 @@ class CorpusPairs:
         starts, stops = spans.reshape(-1, 2).T
         num_pairs = len(examples)
         roles = np.tile(np.array([0, 1]), num_pairs)  # query, positive
-        prompt_lengths = np.array([len(prompt) for prompt in self._prompts])[roles]
+        first_ids = self._split.gather(starts)
+        # [2 roles x (blank in the first token, or in the prompt)]
+        prompts = [prompt.ids for prompt in self._prompts] + [prompt.spaced_ids for prompt in self._prompts]
+        holds_blank = np.stack([prompt.holds_blank for prompt in self._prompts])[roles, first_ids]
+        kinds = roles + 2 * ~holds_blank
+        prompt_lengths = np.array([len(prompt) for prompt in prompts])[kinds]
         lengths = prompt_lengths + (stops - starts) + 2
         text = np.repeat(np.arange(2 * num_pairs), lengths)
         position = np.arange(len(text)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -86,11 +110,12 @@ class CorpusPairs:
         is_text = (offset >= 0) & (position < lengths[text] - 1)
         ids = np.full(len(text), self._cls, np.int32)
         ids[position == lengths[text] - 1] = self._sep
-        for role, prompt in enumerate(self._prompts):
-            is_prompt = (roles[text] == role) & (position >= 1) & (offset < 0)
+        for kind, prompt in enumerate(prompts):
+            is_prompt = (kinds[text] == kind) & (position >= 1) & (offset < 0)
             ids[is_prompt] = prompt[position[is_prompt] - 1]
         of_spans = self._split.gather((starts[text] + offset)[is_text])
         ids[is_text] = of_spans
+        ids[is_text & (offset == 0)] = np.stack([prompt.first_ids for prompt in self._prompts])[roles, first_ids]
         mixed = random.mix(of_spans.astype(np.uint64) << np.uint64(32) | offset[is_text].astype(np.uint64))
         ends = np.cumsum(stops - starts)
         hashes = np.add.reduceat(mixed, ends - (stops - starts))
@@ -123,3 +148,37 @@ class CorpusPairs:
 
     def content_hash(self) -> str:
         return self._digest
+
+
+def _encode_prompt(prompt: str, field: str, tokenizer: Tokenizer) -> _Prompt:
+    """Encodes a prompt so that its ids and those of a span are the ids of their joined text.
+
+    Byte-level BPE, for example, encodes a blank with the word after it: 'query: ' and 'film' become `query`, `:` and
+    ` film`. The prompt then lacks its last blank, which the first token of the span holds. A word of several tokens may
+    be split differently than in the joined text.
+
+    Raises:
+      BadInput: if the ids of a prompt depend on the text after it in another way, as those of a prompt that ends within
+        a word.
+    """
+    same = np.arange(tokenizer.vocab_size, dtype=np.int32)
+    ids, shorter, *joined = tokenizer.encode_batch(
+        [prompt, prompt.removesuffix(' '), *(prompt + x for x in _BEGINNINGS)]
+    )
+    is_split = len(ids) > 0 and ids[:-1] == shorter and prompt.endswith(' ')  # the last token is the last blank
+    kept = shorter if is_split else ids
+    if any(each[: len(kept)] != kept for each in joined):
+        found = f'is {prompt!r}, whose tokens depend on the text after it'
+        fix = shlex.join([f'--config.embedding.{field}={prompt.rstrip()} '])
+        raise BadInput(f'config.embedding.{field}', found, 'a prompt that ends in one blank', fix)
+    if not is_split:
+        prompt_ids = np.array(ids, np.int32)
+        return _Prompt(prompt_ids, prompt_ids, same, np.ones(len(same), bool))
+    blank = tokenizer.tokens[ids[-1]]
+    index_of = {token: index for index, token in enumerate(tokenizer.tokens)}
+    has_blank = np.array([token.startswith(blank) for token in tokenizer.tokens])
+    with_blank = np.array([index_of.get(f'{blank}{token}', -1) for token in tokenizer.tokens], np.int32)
+    becomes = ~has_blank & ~tokenizer.is_special & (with_blank >= 0)
+    return _Prompt(
+        np.array(shorter, np.int32), np.array(ids, np.int32), np.where(becomes, with_blank, same), has_blank | becomes
+    )

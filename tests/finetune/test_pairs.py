@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from bert_jax import config
 from bert_jax.config.embedding import Embedding
 from bert_jax.config.finetuning import Task
 from bert_jax.data.pair_batches import PairBatch
@@ -19,6 +20,7 @@ from bert_jax.finetune.corpus_pairs import CorpusPairs
 from bert_jax.finetune.packing import Packing
 from bert_jax.finetune.pair_stream import PairStream
 from bert_jax.finetune.pairs import Pairs, has_scores, read_pairs
+from bert_jax.text.tokenizer import Tokenizer, train_tokenizer
 from tests.support.corpora import MemorySplit, random_split, tokenizer_of
 from tests.support.models import read_tokenizer
 from tests.support.tasks import GOOD, NAMES, OTHER
@@ -321,6 +323,40 @@ def test_corpus_batches_vary_by_epoch_and_mix_with_files(tmp_path: Path, monkeyp
     ]
     assert len(of_corpus) == 9 * 16 and len({*of_corpus}) > 120  # three epochs; short documents have few spans
     assert len({*of_corpus[: 3 * 16]}) == 3 * 16  # one epoch
+
+
+def _byte_level_corpus(monkeypatch, **fields: object) -> tuple[Tokenizer, CorpusPairs]:
+    """Returns a byte-level BPE tokenizer, and pairs of documents of a few sentences, some with a blank before them."""
+    words = [*GOOD, *NAMES, *OTHER]
+    lines = [' '.join(np.random.default_rng(seed).permutation(words)) for seed in range(200)]
+    settings = config.Tokenizer(kind='bpe', vocab_size=1024)
+    tokenizer = train_tokenizer(settings, iter([*lines, *words * 50]))
+    sentences = [' ' * (n % 3 > 0) + ' '.join(line.split()[:9]) for n, line in enumerate(lines[:90])]
+    encoded = tokenizer.encode_batch(sentences)
+    ids = np.concatenate(encoded).astype(np.int32)
+    split = MemorySplit(np.cumsum([0, *map(len, encoded)]), np.arange(0, 91, 3), tokenizer.vocab_size)
+    monkeypatch.setattr(split, 'gather', lambda positions: ids[positions])
+    corpus = type('Corpus', (), {'tokenizer': tokenizer, 'train': split, 'manifest': {'content_hash': 'c'}})
+    monkeypatch.setattr(corpus_pairs, 'load_corpus', lambda path: corpus)
+    return tokenizer, CorpusPairs('data', 'train', Task(sequence_length=32), Embedding(**fields), tokenizer)
+
+
+def test_ids_of_prompts_and_spans_are_those_of_their_joined_text(monkeypatch) -> None:
+    tokenizer, pairs = _byte_level_corpus(monkeypatch, query_prompt='who is: ', passage_prompt='the ')
+    texts = pairs.draw(np.arange(len(pairs)), np.arange(len(pairs), dtype=np.uint64))
+    spans = [ids[1:-1].tolist() for ids in np.split(texts.ids, np.cumsum(texts.lengths)[:-1])]
+    assert len(spans) == 60
+    for ids, role in zip(spans, texts.roles, strict=True):
+        text = tokenizer.decode(ids)
+        assert text.startswith(('who is: ', 'the ')[role]) and '  ' not in text
+        assert tokenizer.encode_batch([text]) == [ids]
+
+
+def test_prompt_whose_tokens_depend_on_the_text_is_rejected(monkeypatch) -> None:
+    with pytest.raises(BadInput, match=r"config.embedding.query_prompt: is 'fil'(.|\n)*query_prompt=fil '"):
+        _byte_level_corpus(monkeypatch, query_prompt='fil')
+    with pytest.raises(BadInput, match=r"config.embedding.passage_prompt: is 'the fine'"):
+        _byte_level_corpus(monkeypatch, passage_prompt='the fine')
 
 
 def test_corpus_of_short_documents_or_another_tokenizer_is_rejected(monkeypatch) -> None:
