@@ -74,7 +74,7 @@ def is_requested(values: flags.FlagValues) -> bool:
         for name in ('source', 'average', 'config', 'sample'):
             if values[name].present:
                 raise BadInput(f'--{name}', 'does not apply to --retrieval and --sts', f'no --{name}')
-        of_retrieval = ('split', 'bm25', 'keep_empty', 'rerank')
+        of_retrieval = ('split', 'bm25', 'keep_empty', 'rerank', *(flag.name for flag in (*PROMPTS, SIMILARITY)))
         needs = {'retrieval': of_retrieval, 'rerank': ('rerank_depth', 'first_stage'), 'sts': ('sts_columns',)}
         for task, names in needs.items():
             if not values[task].value:
