@@ -100,8 +100,8 @@ COMMAND = Command(
         ),
         Flag(
             'relative_margin',
-            'a negative scores at most 1 minus this times the score of the positive; 0.05 is a good start (default: no '
-            'limit)',
+            'a negative scores less than the positive by at least this times the absolute score of the positive; 0.05 '
+            'is a good start (default: no limit)',
             flags.DEFINE_float,
         ),
         Flag('anchor', 'column of the anchor', default='anchor'),

@@ -34,8 +34,8 @@ class Mining:
       skip_ranks: number of best-ranked passages to leave out, because they may be positives that nobody labelled.
       max_rank: the last rank that is considered, above `skip_ranks`.
       margin: a negative's score is at most the positive's minus this; None for no limit.
-      relative_margin: a negative's score is at most the positive's times 1 minus this (Moreira et al. 2024,
-        https://arxiv.org/abs/2407.15831); None for no limit.
+      relative_margin: a negative's score is at most the positive's minus this times its absolute value, that is, times
+        1 minus this for a score above 0 (Moreira et al. 2024, https://arxiv.org/abs/2407.15831); None for no limit.
     """
 
     negatives: int = 1
@@ -169,6 +169,6 @@ def _filter(hits: Hits, positive_scores: np.ndarray, mining: Mining) -> Iterator
         if mining.margin is not None:
             is_negative &= scores <= positive - mining.margin
         if mining.relative_margin is not None:
-            is_negative &= scores <= positive * (1 - mining.relative_margin)
+            is_negative &= scores <= positive - abs(positive) * mining.relative_margin
         best = np.flatnonzero(is_negative)[: mining.negatives]
         yield _Chosen(indices[best].tolist(), scores[best].tolist(), float(positive))

@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from bert_jax.evaluation.retrieval import mine as mine_module
-from bert_jax.evaluation.retrieval.mine import Mined
+from bert_jax.evaluation.retrieval.mine import Mined, Mining
+from bert_jax.evaluation.retrieval.search import Hits
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import RetrievalSettings
 from tests.support.commands import run
@@ -127,6 +128,13 @@ def test_a_single_pair_has_no_negative(tmp_path: Path, directory: Path, capsys: 
     summary = json.loads(capsys.readouterr().out)
     assert (summary['pairs'], summary['written'], summary['mean_negative_score']) == (1, 0, None)
     assert (tmp_path / 'out.jsonl').read_text() == ''
+
+
+def test_relative_margin_lowers_the_limit_of_any_score() -> None:
+    scores, positives = np.array([[0.5, 0.39, 0.1], [-0.4, -0.49, -0.6]], np.float32), np.array([0.4, -0.4])
+    hits = Hits(scores, np.array([[7, 8, 9]] * 2))
+    chosen = [*mine_module._filter(hits, positives, Mining(negatives=3, relative_margin=0.2))]
+    assert [each.indices for each in chosen] == [[9], [8, 9]]  # at most 0.32, and at most -0.48
 
 
 def test_settings_are_those_of_a_fine_tuned_workdir(tmp_path: Path, directory: Path, monkeypatch) -> None:
