@@ -81,8 +81,8 @@ COMMAND = Command(
         ),
         Flag(
             'passages',
-            'file of further passages to search besides the positives: JSON lines with text and perhaps title, or a '
-            'text file with one passage per line',
+            'file of further passages to search besides the positives: FILE.jsonl, FILE.csv, FILE.tsv or FILE.parquet '
+            'with the column text and perhaps title, or a text file with one passage per line',
         ),
         Flag('negatives', 'most negatives per pair', flags.DEFINE_integer, 1, AT_LEAST_1),
         Flag(

@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_jax.activity import progress
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, parse_record, read_records, table_source
+from bert_jax.data.labelled import Record, read_records, split_source, table_source
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.dataset import passage_text
 from bert_jax.evaluation.retrieval.texts import DistinctTexts
@@ -68,14 +68,16 @@ def open_pairs(source: str, columns: tuple[str, str], passages: str) -> Iterator
     Args:
       source: a file of pairs, or FORMAT:FILE.
       columns: names of the columns of the anchor and the positive.
-      passages: file with further passages, JSON lines with `text` and perhaps `title`, or a text file with one passage
+      passages: file with further passages, with the columns `text` and perhaps `title`, or a text file with one passage
         per line; '' for none.
 
     Raises:
       BadInput: names the file and line of a missing or empty text; also if there are no pairs.
     """
     if passages and not Path(passages).is_file():
-        raise BadInput(f'--passages={passages}', 'is not a file', 'JSON lines with "text", or one passage per line')
+        raise BadInput(
+            f'--passages={passages}', 'is not a file', 'a file with a column "text", or one passage per line'
+        )
     with (
         tempfile.TemporaryDirectory(prefix='bert_jax-mine-') as name,
         contextlib.closing(DistinctTexts(Path(name) / 'anchors')) as anchors,
@@ -121,15 +123,10 @@ def _read_columns(source: str, columns: tuple[str, str]) -> Iterator[Record]:
 
 
 def _read_passages(name: str) -> Iterator[str]:
-    is_json = '.jsonl' in Path(name).suffixes
-    for line_number, line in enumerate(read_whole_lines(name, Counter()), 1):
-        if not line.strip():
-            continue
-        if not is_json:
-            yield line
-            continue
-        where = f'{name}:{line_number}'
-        fields = parse_record(line, where)
+    if not split_source(name)[0]:
+        yield from filter(str.strip, read_whole_lines(name, Counter()))
+        return
+    for where, fields in read_records(table_source(name), Task(), ()):
         if not isinstance(fields.get('text'), str) or not passage_text(fields):
-            raise BadInput(where, 'has no text', '{"text": …}, perhaps with a "title"')
+            raise BadInput(where, 'has no text', 'a passage in the column "text", perhaps with a "title"')
         yield passage_text(fields)

@@ -1,6 +1,7 @@
 """`mine` writes the negatives that brute force finds, and never a positive."""
 
 import datetime
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from bert_jax.evaluation.retrieval import mine as mine_module
 from bert_jax.evaluation.retrieval.mine import Mined, Mining
+from bert_jax.evaluation.retrieval.pairs import open_pairs
 from bert_jax.evaluation.retrieval.search import Hits
 from bert_jax.pretrained.load import load_pretrained
 from bert_jax.pretrained.sentences import RetrievalSettings
@@ -119,6 +121,27 @@ def test_pairs_may_be_in_a_parquet_file(directory: Path, capsys: pytest.CaptureF
     assert 'has a value that JSON cannot hold' in capsys.readouterr().err and not (directory / 'dated.jsonl').exists()
 
 
+@pytest.mark.parametrize(
+    'name', ['in.jsonl', 'in.ndjson', 'in.ndjson.gz', 'in.csv', 'in.tsv', 'in.parquet', 'in.txt', 'in.txt.gz']
+)
+def test_passages_have_the_format_of_their_suffix(name: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / 'pairs.jsonl', [{'anchor': 'a', 'positive': 'b'}])
+    records = [{'title': 'the', 'text': 'film'}, {'title': '', 'text': 'ada is "in" town'}]
+    content = {
+        'jsonl': '\n'.join(map(json.dumps, records)),
+        'csv': 'title,text\nthe,film\n,"ada is ""in"" town"\n',
+        'tsv': 'title\ttext\nthe\tfilm\n\tada is "in" town\n',
+        'txt': 'the film\n\nada is "in" town\n',
+    }
+    kind = name.split('.')[1].replace('ndjson', 'jsonl')
+    if kind == 'parquet':
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes((gzip.compress if name.endswith('.gz') else bytes)(content[kind].encode()))
+    with open_pairs(str(tmp_path / 'pairs.jsonl'), ('anchor', 'positive'), str(tmp_path / name)) as pairs:
+        assert [*pairs.passages] == ['b', 'the film', 'ada is "in" town']
+
+
 @pytest.mark.compiles
 def test_a_single_pair_has_no_negative(tmp_path: Path, directory: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / 'model').symlink_to(directory / 'model')
@@ -169,6 +192,7 @@ def test_settings_are_those_of_a_fine_tuned_workdir(tmp_path: Path, directory: P
         (['--input=pairs.jsonl', '--skip_ranks=99', '--negatives=2'], ['leaves 1 ranks', '--max_rank=199']),
         (['--input=pairs.jsonl', '--output=pairs.jsonl'], ['--output=pairs.jsonl: is a file to read']),
         (['--input=pairs.jsonl', '--passages=blank.jsonl'], ['blank.jsonl:1: has no text']),
+        (['--input=pairs.jsonl', '--passages=untitled.csv'], ['untitled.csv:2: has no text', 'column "text"']),
         (['--input=pairs.jsonl', '--passages=none.txt'], ['none.txt: is not a file']),
         (['--input=pairs.jsonl', '--similarity=l2'], ['--similarity=l2: is not supported']),
     ],
@@ -180,6 +204,7 @@ def test_bad_input_is_rejected_before_a_model_is_loaded(
     write_lines(tmp_path / 'pairs.jsonl', [{'anchor': 'a', 'positive': 'b'}])
     write_lines(tmp_path / 'blank.jsonl', [{'anchor': 'a', 'positive': 'b'}, {'anchor': 'a', 'positive': ' '}])
     (tmp_path / 'empty.jsonl').write_text('')
+    (tmp_path / 'untitled.csv').write_text('passage\nfilm\n')
     assert run(['mine', '--model=model', '--output=out.jsonl', *flags], tmp_path) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
