@@ -98,8 +98,12 @@ def check_columns(needed: Iterable[str], names: Iterable[str], where: str, kind:
             raise BadInput(where, f'has no column {column!r}', ', '.join(map(str, names)) or 'columns', fix)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file; raises `BadInput` at its end if the file is not UTF-8."""
+def read_utf8_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file; a few invalid bytes are replaced.
+
+    Raises:
+      BadInput: at the end of a file that is not UTF-8; also as `read_whole_lines`.
+    """
     counts, num_characters = Counter(), 0
     for line in read_whole_lines(str(path), counts):
         num_characters += len(line)
@@ -128,13 +132,15 @@ def _records_of_rows(
 
 def _read_tsv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     """Reads tab-separated columns; quotation marks have no special meaning, as in GLUE."""
-    rows = ((line_number, line.split('\t')) for line_number, line in enumerate(_lines(path), 1) if line.strip())
+    rows = (
+        (line_number, line.split('\t')) for line_number, line in enumerate(read_utf8_lines(path), 1) if line.strip()
+    )
     yield from _records_of_rows(path, rows, task, needed)
 
 
 def _read_csv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
-    reader = csv.reader((line + '\n' for line in _lines(path)), strict=True)
+    reader = csv.reader((line + '\n' for line in read_utf8_lines(path)), strict=True)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
@@ -149,7 +155,7 @@ def _read_csv(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Recor
 
 def _read_jsonl(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Record]:
     is_first = True
-    for line_number, line in enumerate(_lines(path), 1):
+    for line_number, line in enumerate(read_utf8_lines(path), 1):
         if not line.strip():
             continue
         where = f'{path}:{line_number}'
@@ -193,7 +199,7 @@ def _read_conll(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     words: list[str] = []
     tags: list[str] = []
     start = 1
-    for line_number, line in enumerate([*_lines(path), ''], 1):
+    for line_number, line in enumerate([*read_utf8_lines(path), ''], 1):
         cells = line.split('\t') if '\t' in line else line.split()
         if not line.strip() or cells[0] == '-DOCSTART-':
             if words:
@@ -213,7 +219,7 @@ def _read_squad(path: Path, task: Task, needed: tuple[str, ...]) -> Iterator[Rec
     """Reads questions in the order of the file; `where` counts them from 1."""
     del task, needed
     try:
-        articles = parse_json('\n'.join(_lines(path)))['data']
+        articles = parse_json('\n'.join(read_utf8_lines(path)))['data']
         question_number = 0
         for article in articles:
             for paragraph in article['paragraphs']:

@@ -8,7 +8,7 @@ The files of passages and queries may end in .gz, .zst, .bz2 or .xz. `Q` queries
 """
 
 import dataclasses
-from collections import Counter
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax import activity
-from bert_jax.data.labelled import parse_record
+from bert_jax.data.labelled import parse_record, read_utf8_lines
 from bert_jax.errors import BadInput
 from bert_jax.text.sources.compression import DECOMPRESSORS
-from bert_jax.text.sources.lines import read_whole_lines
 
 _LAYOUT = 'a directory with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv'
 _SUFFIXES = ('', *DECOMPRESSORS)
@@ -118,10 +117,10 @@ def _find_qrels(directory: Path, split: str) -> Path:
 
 
 def _read_judgements(path: Path) -> Iterator[_Judgement]:
-    for line_number, line in enumerate(read_whole_lines(str(path), Counter()), 1):
+    for line_number, line in enumerate(read_utf8_lines(path), 1):
         cells = line.split('\t')
         where = f'{path}:{line_number}'
-        if not line.strip() or (line_number == 1 and not _is_integer(cells[-1])):
+        if not line.strip() or (line_number == 1 and not _is_number(cells[-1])):
             continue
         if len(cells) != 3 or not _is_integer(cells[2]):
             expected = 'query-id, corpus-id and an integer score, separated by tabs'
@@ -131,6 +130,13 @@ def _read_judgements(path: Path) -> Iterator[_Judgement]:
 
 def _is_integer(cell: str) -> bool:
     return cell.strip().removeprefix('-').isdecimal()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _judged_queries(path: Path, judged: set[str]) -> dict[str, str]:
@@ -173,7 +179,7 @@ def _check_is_new(item_id: str, seen: set[str], where: str) -> None:
 
 
 def _read_items(path: Path, has_titles: bool) -> Iterator[Item]:
-    for line_number, line in enumerate(read_whole_lines(str(path), Counter()), 1):
+    for line_number, line in enumerate(read_utf8_lines(path), 1):
         if line.strip():
             where = f'{path}:{line_number}'
             yield _as_item(where, parse_record(line, where), has_titles)

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import tempfile
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,10 @@ import numpy as np
 
 from bert_jax.activity import progress
 from bert_jax.config.finetuning import Task
-from bert_jax.data.labelled import Record, read_records, split_source, table_source
+from bert_jax.data.labelled import Record, read_records, read_utf8_lines, split_source, table_source
 from bert_jax.errors import BadInput
 from bert_jax.evaluation.retrieval.dataset import passage_text
 from bert_jax.evaluation.retrieval.texts import DistinctTexts
-from bert_jax.text.sources.lines import read_whole_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _read_columns(source: str, columns: tuple[str, str]) -> Iterator[Record]:
 
 def _read_passages(name: str) -> Iterator[str]:
     if not split_source(name)[0]:
-        yield from filter(str.strip, read_whole_lines(name, Counter()))
+        yield from filter(str.strip, read_utf8_lines(Path(name)))
         return
     for where, fields in read_records(table_source(name), Task(), ()):
         if not isinstance(fields.get('text'), str) or not passage_text(fields):

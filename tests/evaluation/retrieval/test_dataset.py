@@ -31,6 +31,9 @@ def test_compressed_files_numeric_ids_and_a_missing_header_are_accepted(tmp_path
     assert (dataset.judgements, [*dataset.passages()]) == ([{1: 1}], ['a', 'b'])
 
 
+NOT_UTF8 = '{"_id": "q0", "text": "café"}\n'.encode('latin-1')
+
+
 def _append(name: str, text: str) -> Callable[[Path], None]:
     def change(directory: Path) -> None:
         with (directory / name).open('a') as file:
@@ -55,6 +58,10 @@ def _append(name: str, text: str) -> Callable[[Path], None]:
         (lambda d: (d / 'queries.jsonl').write_text('{"_id": "q0", "text": ""}\n'), ['queries.jsonl:1: has no text']),
         (lambda d: (d / 'queries.jsonl').unlink(), ['queries.jsonl: does not exist']),
         (lambda d: (d / 'qrels/test.tsv').rename(d / 'qrels/dev.tsv'), ['test.tsv: does not exist', '--split=dev']),
+        (lambda d: (d / 'qrels/test.tsv').write_text('q0\td0\t1.0\n'), ['test.tsv:1: is not a judgement']),
+        (lambda d: (d / 'corpus.jsonl').write_bytes(NOT_UTF8), ['corpus.jsonl: holds', 'not UTF-8']),
+        (lambda d: (d / 'queries.jsonl').write_bytes(NOT_UTF8), ['queries.jsonl: holds', 'not UTF-8']),
+        (lambda d: (d / 'qrels/test.tsv').write_bytes('q0\tdé\t1\n'.encode('latin-1')), ['test.tsv: holds']),
         (lambda d: (d / 'qrels/test.tsv').write_text('q0\td0\t0\n'), ['test.tsv: judges no passage as relevant']),
     ],
 )

@@ -193,6 +193,7 @@ def test_settings_are_those_of_a_fine_tuned_workdir(tmp_path: Path, directory: P
         (['--input=pairs.jsonl', '--output=pairs.jsonl'], ['--output=pairs.jsonl: is a file to read']),
         (['--input=pairs.jsonl', '--passages=blank.jsonl'], ['blank.jsonl:1: has no text']),
         (['--input=pairs.jsonl', '--passages=untitled.csv'], ['untitled.csv:2: has no text', 'column "text"']),
+        (['--input=pairs.jsonl', '--passages=latin.txt'], ['latin.txt: holds', 'iconv']),
         (['--input=pairs.jsonl', '--passages=none.txt'], ['none.txt: is not a file']),
         (['--input=pairs.jsonl', '--similarity=l2'], ['--similarity=l2: is not supported']),
     ],
@@ -204,6 +205,7 @@ def test_bad_input_is_rejected_before_a_model_is_loaded(
     write_lines(tmp_path / 'pairs.jsonl', [{'anchor': 'a', 'positive': 'b'}])
     write_lines(tmp_path / 'blank.jsonl', [{'anchor': 'a', 'positive': 'b'}, {'anchor': 'a', 'positive': ' '}])
     (tmp_path / 'empty.jsonl').write_text('')
+    (tmp_path / 'latin.txt').write_bytes('café\n'.encode('latin-1'))
     (tmp_path / 'untitled.csv').write_text('passage\nfilm\n')
     assert run(['mine', '--model=model', '--output=out.jsonl', *flags], tmp_path) == 2
     message = capsys.readouterr().err
