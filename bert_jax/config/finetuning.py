@@ -264,16 +264,27 @@ def resolve(given: ConfigDict | dict) -> FinetuneConfig:
         raise BadInput(
             '--config', 'is not the config of a fine-tune', expected, '--config=configs/finetune/glue.py:sst2'
         )
-    if isinstance(given, ConfigDict) and (section := MODELS.get(given.get('model', {}).get('family', ''))):
-        # The command line may choose another family. Fields that only `Bert` has were then not set by the user.
-        known = {field.name for field in dataclasses.fields(section)}
-        unset = {name for name, value in values['model'].items() if value == getattr(Bert, name, None)} - known
-        values['model'] = {name: value for name, value in values['model'].items() if name not in unset}
-    resolved = resolve_section(FinetuneConfig, values, '', unknown_field)
+    resolved = resolve_section(FinetuneConfig, _without_defaults_of_bert(values), '', unknown_field)
     if resolved.init == 'scratch':  # no initial model: the defaults of pretraining
         resolved = dataclasses.replace(resolved, model=with_own_defaults(resolved.model))
     _check_together(resolved)
     return resolved
+
+
+def _without_defaults_of_bert(values: Any) -> Any:
+    """Returns the values without the defaults of fields that only `Bert` has, if the model is of another family.
+
+    `finetune` sets them, and a config file or the command line may choose another family afterwards.
+    """
+    model = values.get('model') if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        return values
+    family = model.get('family')
+    if not isinstance(family, str) or family not in MODELS:
+        return values
+    known = {field.name for field in dataclasses.fields(MODELS[family])}
+    kept = {name: value for name, value in model.items() if name in known or value != getattr(Bert, name, None)}
+    return values | {'model': kept}
 
 
 def _check_together(resolved: FinetuneConfig) -> None:

@@ -75,15 +75,16 @@ def adapt_to_initial(model: config.Model, initial: config.Model) -> config.Model
     Where a setting is None, or the initial model is of another family, the initial model's own applies.
 
     Raises:
-      BadInput: if a dropout rate is set that the family of the initial model does not have.
+      BadInput: if a field is set, such as a dropout rate, that the family of the initial model does not have.
     """
     section = MODELS[initial.family]
     known = {field.name for field in dataclasses.fields(section)}
-    for name, value in vars(model).items():
-        if name not in known and 'dropout' in name and value is not None:
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in known and field.default is None and value is not None:
             found = f'is {value}, but the initial model is of the family {initial.family!r}'
-            fix = f'leave it out; --config.model.family={initial.family} has its own dropout rates'
-            raise BadInput(f'config.model.{name}', found, f'a field of {initial.family}', fix)
+            fix = f'leave it out; --config.model.family={initial.family} has its own fields'
+            raise BadInput(f'config.model.{field.name}', found, f'a field of {initial.family}', fix)
     architecture = {field.name: getattr(initial, field.name) for field in dataclasses.fields(initial)}
     adapted = model.with_architecture_of(section(**architecture))
     values = architecture | {'scan_layers': None}  # not that of the initial model's own run

@@ -29,10 +29,21 @@ def unknown_field(path: str, root: type[typing.Any] | None = None, family: str =
     siblings = [name for name in names if name.rpartition('.')[0] == section] or names
     if owners := [name for name in FAMILIES if path in field_names(root, family=name)]:
         found = f'is not a field of family {family or Bert.family!r}, but of {" and ".join(owners)}'
-        fix = f'start from a config of that family, such as bert_jax.config.defaults({owners[0]!r})'
-        return BadInput(f'config.{path}', found, ', '.join(siblings), fix)
+        return BadInput(f'config.{path}', found, ', '.join(siblings), _how_to_set(path, owners[0], root))
     fix = f'did you mean config.{close[0]}?' if close else ''
     return BadInput(f'config.{path}', 'there is no such field', ', '.join(siblings), fix)
+
+
+def _how_to_set(path: str, family: str, root: type[typing.Any]) -> str:
+    """Returns the fix for a field of the model that only another family has."""
+    if root is Config:
+        return f'start from a config of that family, such as bert_jax.config.defaults({family!r})'
+    section, _, name = path.partition('.')
+    [variants] = [section_variants(field) for field in dataclasses.fields(root) if field.name == section]
+    [default] = [field.default for field in dataclasses.fields(variants[family]) if field.name == name]
+    if default is None:  # a fine-tune may change it
+        return f'--config.model.family={family} too, if the initial model is of that family'
+    return 'leave it out: the initial model determines it'
 
 
 def field_names(section: type[typing.Any] = Config, prefix: str = '', family: str = '') -> typing.Iterator[str]:

@@ -6,12 +6,15 @@ import json
 import pytest
 
 from bert_jax import config
+from bert_jax.cli.finetune import COMMAND
+from bert_jax.cli.flags import fields_of, parse
 from bert_jax.config import finetuning_models
 from bert_jax.config.embedding import check_dims
 from bert_jax.config.fields import Role, roles, with_values_before
 from bert_jax.config.finetuning import FinetuneConfig, Train, batch_of, finetune, resolve
 from bert_jax.config.finetuning_models import adapt_to_initial
 from bert_jax.errors import BadInput
+from tests.support.processes import ROOT
 
 GIVEN = {'task': {'kind': 'classification'}, 'init': 'models/mine'}
 AS_IN_PRETRAINING = (
@@ -83,12 +86,37 @@ def test_dropout_of_another_family_is_refused() -> None:
         resolve(GIVEN | {'model': {'mlp_dropout': 0.2}})
 
 
-def test_command_line_can_set_the_dropout_of_every_family() -> None:
-    settings = finetune()
-    settings.model.family, settings.model.mlp_dropout = 'modernbert', 0.2
-    settings.task.directory, settings.init = 'd', 'models/mine'
-    model = resolve(settings).model
-    assert isinstance(model, finetuning_models.ModernBert) and model.mlp_dropout == 0.2
+def _resolve_command(*overrides: str) -> FinetuneConfig:
+    given = [f'--config={ROOT}/configs/finetune/glue.py:sst2', '--config.init=models/mine', *overrides]
+    values, _ = parse(COMMAND, given)
+    return resolve(fields_of(values.config))
+
+
+@pytest.mark.parametrize(
+    'family, field, value',
+    [
+        ('modernbert', 'classifier_pooling', 'mean'),
+        ('modernbert', 'mlp_dropout', 0.2),
+        ('eurobert', 'classifier_pooling', 'late'),
+        ('eurobert', 'attention_dropout', 0.2),
+        ('bert', 'dropout_rate', 0.2),
+    ],
+)
+def test_command_line_can_set_the_fields_of_every_family(family: str, field: str, value: object) -> None:
+    model = _resolve_command(f'--config.model.family={family}', f'--config.model.{field}={value}').model
+    assert type(model) is finetuning_models.MODELS[family] and getattr(model, field) == value
+    adapted = adapt_to_initial(model, config.FAMILIES[family](num_layers=2))
+    assert (adapted.num_layers, getattr(adapted, field)) == (2, value)
+
+
+def test_field_of_another_family_is_refused_with_the_way_to_set_it() -> None:
+    with pytest.raises(BadInput, match=r'classifier_pooling: is not a field(.|\n)*fix: *--config.model.family=modernb'):
+        _resolve_command('--config.model.classifier_pooling=mean')
+    with pytest.raises(BadInput, match=r'norm_bias: is not a field(.|\n)*the initial model determines it'):
+        _resolve_command('--config.model.norm_bias=true')
+    model = _resolve_command('--config.model.family=modernbert', '--config.model.classifier_pooling=mean').model
+    with pytest.raises(BadInput, match=r"classifier_pooling.*of the family 'bert'"):
+        adapt_to_initial(model, config.Bert())
 
 
 def test_sizes_of_another_family_from_random_weights_are_those_of_the_config() -> None:
