@@ -170,6 +170,17 @@ def test_directory_stands_for_its_files(tmp_path):
         read(f'parquet:{tmp_path}')
 
 
+def test_suffixes_are_recognized_in_any_case(tmp_path):
+    (tmp_path / 'A.CSV').write_text('text\none\n')
+    (tmp_path / 'b.csv.GZ').write_bytes(gzip.compress(b'text\ntwo\n'))
+    (tmp_path / 'c.TXT.Xz').write_bytes(lzma.compress(b'three'))
+    assert read(f'csv:{tmp_path}') == [['one'], ['two']]
+    assert read(f'text:{tmp_path}/c.*') == [['three']]
+    (tmp_path / 'd.GZ').write_text('not compressed')
+    with pytest.raises(BadInput, match=r'not compressed.*\n.*expected: a \.gz file'):
+        read(f'text:{tmp_path}/d.GZ')
+
+
 def test_empty_glob_and_missing_column_are_errors(tmp_path):
     with pytest.raises(BadInput, match='no file matches'):
         read(f'text:{tmp_path}/*.txt')

@@ -9,6 +9,7 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.documents import read_chunk
 from bert_jax.text.prepare import prepare
+from bert_jax.text.reasons import describe_dropped
 from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
@@ -83,6 +84,23 @@ def test_archive_gives_its_html_pages_and_plain_text(tmp_path, monkeypatch):
     (tmp_path / 'c.warc').write_bytes(b'no archive\n' * 100)
     with pytest.raises(BadInput, match='c.warc: is damaged'):
         read(f'warc:{tmp_path}/c.warc')
+
+
+def test_types_are_read_in_any_case_and_other_records_are_counted(tmp_path):
+    untyped = b'HTTP/1.1 200 OK\r\n\r\n'
+    archive = [
+        response(page(number=1), 'Text/HTML; Charset=utf-8'),
+        record('response', untyped + b'\n' + page(number=2), 'application/http; msgtype=response'),
+        record('response', untyped + b'\x89PNG', 'application/http; msgtype=response'),
+        response(b'{}', 'application/json'),
+        response(b'a=<html>', 'text/plain'),
+        record('conversion', b'Plain text.', 'TEXT/Plain; charset=utf-8'),
+    ]
+    (tmp_path / 'a.warc').write_bytes(b''.join(archive))
+    found, stats = read(f'warc:{tmp_path}/a.warc')
+    assert found == [[f'Kapitel {index}', *PARAGRAPHS] for index in (1, 2)] + [['Plain text.']]
+    assert +stats.counts == {'other_content_type': 3}
+    assert describe_dropped(+stats.counts) == '3 web archive records of other types'
 
 
 def test_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):

@@ -14,8 +14,14 @@ _ZST_BYTES = 1 << 11  # compressed bytes per read: four bytes of zstd may expand
 
 
 def without_compression(name: str) -> str:
-    """Returns the name of a file without the suffix of its compression, if it has one."""
-    return next((name.removesuffix(suffix) for suffix in DECOMPRESSORS if name.endswith(suffix)), name)
+    """Returns the name of a file without the suffix of its compression, if it has one, in any case of letters."""
+    suffix = compression_of(name)
+    return name[: len(name) - len(suffix)]
+
+
+def compression_of(name: str) -> str:
+    """Returns the key of `DECOMPRESSORS` that the name of a file ends in; '' if it has none."""
+    return next((suffix for suffix in DECOMPRESSORS if name.lower().endswith(suffix)), '')
 
 
 def _read_gz(path: str, file: Any) -> Iterator[bytes]:

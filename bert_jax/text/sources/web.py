@@ -1,6 +1,7 @@
 """Reads the main text of HTML pages and web archives with resiliparse (the extra `web`)."""
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,9 @@ from bert_jax.text.stats import Stats
 _EXTRACTION = 'resiliparse.extract.html2text'
 _TOO_LARGE = f'holds more than {chunks.MAX_RECORD_BYTES >> 20} MiB'
 _EXPECTED = 'an HTML page'
+_HTML = ('text/html', 'application/xhtml+xml')
+_HEAD_BYTES = 1 << 10  # of a response without a type, inspected
+_HTML_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*<(?:!doctype html|!--|html|head|body|title|meta|h1|div|p)[\s>]', re.I)
 
 
 def divide(path: epath.Path, length: int, size: int, options: ReadOptions) -> SizedRanges:
@@ -39,7 +43,10 @@ def read_html(file_range: FileRange, options: ReadOptions, stats: Stats) -> Text
 
 
 def read_warc(file_range: FileRange, options: ReadOptions, stats: Stats) -> Texts:
-    """Yields the main text of each HTML page of a web archive, and each plain text of a WET file."""
+    """Yields the main text of each HTML page of a web archive, and each plain text of a WET file.
+
+    Records of other types are counted. A response without a type is read if it begins like HTML.
+    """
     types = _library('fastwarc.warc').WarcRecordType
     wanted = types.response | types.resource | types.conversion
     try:
@@ -47,18 +54,29 @@ def read_warc(file_range: FileRange, options: ReadOptions, stats: Stats) -> Text
         for index, record in enumerate(
             _library('fastwarc.warc').ArchiveIterator(stream, record_types=wanted, auto_decode='all')
         ):
-            kind = (record.http_content_type or record.headers.get('Content-Type') or '').partition(';')[0].strip()
+            kind, head = _content_type(record), b''
             where = f'{file_range.path}, record {index + 1}'
-            if kind in ('text/html', 'application/xhtml+xml'):
-                page = record.reader.read(chunks.MAX_RECORD_BYTES + 1)
+            if not kind:
+                head = record.reader.read(_HEAD_BYTES)
+                kind = _HTML[0] if _HTML_START.match(head) else ''
+            if kind in _HTML:
+                page = head + record.reader.read(chunks.MAX_RECORD_BYTES + 1 - len(head))
                 yield from _text_of_page(page, record.http_charset or '', options, stats, where)
             elif kind == 'text/plain' and record.record_type == types.conversion:
                 text = record.reader.read(chunks.MAX_RECORD_BYTES).decode('utf-8', 'replace')
                 yield iter_lines(clean(text, stats.counts), stats.counts), None
+            else:
+                stats.counts['other_content_type'] += 1
     except OSError as error:
         if error.errno is not None:
             raise
         raise BadInput(file_range.path, f'is damaged ({error})', 'a complete WARC file', 'copy it again') from None
+
+
+def _content_type(record: Any) -> str:
+    """Returns the type of the content of a WARC record in lower case, without parameters; '' if none is declared."""
+    declared = record.http_content_type if record.is_http else record.headers.get('Content-Type')
+    return (declared or '').partition(';')[0].strip().lower()
 
 
 def _text_of_page(page: bytes, declared: str, options: ReadOptions, stats: Stats, where: str) -> Texts:
