@@ -103,6 +103,13 @@ def test_types_are_read_in_any_case_and_other_records_are_counted(tmp_path):
     assert describe_dropped(+stats.counts) == '3 web archive records of other types'
 
 
+@pytest.mark.parametrize('declared', ['foo', 'hex', 'undefined', '', '"utf-8"', 'x-user-defined', 'UTF8'])
+def test_unknown_declared_encoding_is_ignored(tmp_path, declared):
+    (tmp_path / 'a.warc').write_bytes(response(page(number=1), f'text/html; charset={declared}'))
+    found, stats = read(f'warc:{tmp_path}/a.warc')
+    assert found == [['Kapitel 1', *PARAGRAPHS]] and not +stats.counts
+
+
 def test_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     (tmp_path / 'a.html').write_bytes(page())
     monkeypatch.setitem(sys.modules, 'resiliparse.extract.html2text', None)

@@ -100,6 +100,8 @@ def _decoded(page: bytes, declared: str, encoding: str, counts: Counter) -> str:
     encodings = _library('resiliparse.parse.encoding')
     if encoding == AUTOMATIC or is_utf8(encoding):
         marked = byte_order_mark(page)[1]
+        # A declared encoding that browsers do not know is ignored, as they do.
+        declared = encodings.map_encoding_to_html5(declared, False) or ''
         encoding = marked or declared or encodings.detect_encoding(page, from_html_meta=True) or 'utf-8'
     html = encodings.bytes_to_str(page, encoding, 'replace', fallback_encodings=())
     counts['invalid_bytes'] += html.count('\ufffd')
