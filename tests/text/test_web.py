@@ -103,6 +103,22 @@ def test_types_are_read_in_any_case_and_other_records_are_counted(tmp_path):
     assert describe_dropped(+stats.counts) == '3 web archive records of other types'
 
 
+def test_archive_cut_within_a_record_is_an_error(tmp_path):
+    first, last = response(page(number=1)), response(gzip.compress(page(number=2)), more='Content-Encoding: gzip\r\n')
+    metadata = record('metadata', b'x: y', 'application/warc-fields')
+    for whole in (first + last, first + metadata, first + metadata + last, metadata):
+        (tmp_path / 'a.warc').write_bytes(whole)
+        assert read(f'warc:{tmp_path}/a.warc')
+        (tmp_path / 'a.warc').write_bytes(whole[:-4])  # complete but for the empty lines
+        assert read(f'warc:{tmp_path}/a.warc')
+        for length in (*range(max(1, len(whole) - 200), len(whole) - 4, 7), len(whole) - 5):
+            if len(first) - 4 <= length <= len(first):  # between two records
+                continue
+            (tmp_path / 'a.warc').write_bytes(whole[:length])
+            with pytest.raises(BadInput, match='is damaged'):
+                read(f'warc:{tmp_path}/a.warc')
+
+
 @pytest.mark.parametrize('declared', ['foo', 'hex', 'undefined', '', '"utf-8"', 'x-user-defined', 'UTF8'])
 def test_unknown_declared_encoding_is_ignored(tmp_path, declared):
     (tmp_path / 'a.warc').write_bytes(response(page(number=1), f'text/html; charset={declared}'))
