@@ -47,7 +47,7 @@ def split_source(source: str, formats: tuple[str, ...] = TABLES) -> tuple[str, s
     name, _, path = source.partition(':')
     if name in formats and not Path(source).exists():
         return name, path
-    return _FORMAT_OF_SUFFIX.get(Path(without_compression(source)).suffix, ''), source
+    return _FORMAT_OF_SUFFIX.get(Path(without_compression(source)).suffix.lower(), ''), source
 
 
 def table_source(name: str) -> str:

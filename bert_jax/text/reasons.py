@@ -26,6 +26,7 @@ REASONS = {
     'near_duplicate_document': ('near copy of a document', 'near copies of documents'),
     'near_duplicate_paragraph': ('near copy of a paragraph', 'near copies of paragraphs'),
     'nul_bytes_removed': ('NUL byte', 'NUL bytes'),
+    'other_content_type': ('web archive record of another type', 'web archive records of other types'),
     'other_language': ('document in another language', 'documents in other languages'),
     'phone_number_replaced': ('phone number (replaced)', 'phone numbers (replaced)'),
     'thinned_by_weight': ('document left out by a source weight', 'documents left out by source weights'),

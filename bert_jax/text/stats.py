@@ -30,7 +30,8 @@ class Stats:
     Attributes:
       counts: {reason: count} of what was dropped or replaced: `empty_document`, `empty_file`, `invalid_utf8_replaced`
         (lines or records) and the `invalid_bytes` in them, `nul_bytes_removed`, `long_line_split` and
-        `long_document_cut` (number of cuts), `bad_record_skipped`, `unparsable_module`, and what `text/cleaning` drops.
+        `long_document_cut` (number of cuts), `bad_record_skipped`, `other_content_type` (WARC records that are not
+        HTML), `unparsable_module`, and what `text/cleaning` drops.
       records: all records, of sources that have records.
       bad: the first bad records, [file and line, found, expected].
       characters: of all documents, before they are cleaned.

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from bert_jax.errors import BadInput
 from bert_jax.text.documents import read_chunk
 from bert_jax.text.sources import python_docs
+from bert_jax.text.sources.compression import DECOMPRESSORS
 from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
@@ -140,6 +141,27 @@ def test_all_frames_of_a_concatenated_archive_are_read(tmp_path):
         assert read(f'text:{tmp_path}/a{suffix}') == [['one', 'two']]
 
 
+@pytest.mark.parametrize('suffix, pack', PACKS[1:])
+def test_damage_after_the_first_frame_is_an_error(tmp_path, suffix, pack):
+    frame = pack(b'two\n' * 100)
+    for damaged in (frame[:1] + b'?' + frame[2:], frame[:-1], b'garbage'):
+        (tmp_path / f'a{suffix}').write_bytes(pack(b'one\n') + damaged)
+        with pytest.raises(BadInput, match='truncated or damaged'):
+            read(f'text:{tmp_path}/a{suffix}')
+
+
+def test_frames_of_any_length_and_padding_of_xz_are_read(tmp_path, monkeypatch):
+    text = ''.join(f'line {i * i % 7919}\n' for i in range(3000)).encode()
+    for block in (1, 64, 1 << 20):
+        monkeypatch.setattr('bert_jax.text.sources.compression._COMPRESSED_BYTES', block)
+        monkeypatch.setattr('bert_jax.text.sources.compression._BLOCK_BYTES', max(block, 64))
+        for suffix, pack, between in (('.bz2', bz2.compress, b''), ('.xz', lzma.compress, bytes(400))):
+            path = tmp_path / f'a{suffix}'
+            path.write_bytes(pack(text) + between + pack(b'') + pack(text) + between)
+            with path.open('rb') as file:
+                assert b''.join(DECOMPRESSORS[suffix](str(path), file)) == 2 * text
+
+
 def test_nested_fields_and_templates_of_records(tmp_path):
     records = [
         {'id': 7, 'meta': {'title': 'Grüße', 'year': 1998}, 'body': 'One.\nTwo.'},
@@ -168,6 +190,17 @@ def test_directory_stands_for_its_files(tmp_path):
     assert read(f'jsonl:{tmp_path}') == read(f'jsonl:{tmp_path}/') == [['two']]
     with pytest.raises(BadInput, match=r'contains no file whose name ends in \.parquet'):
         read(f'parquet:{tmp_path}')
+
+
+def test_suffixes_are_recognized_in_any_case(tmp_path):
+    (tmp_path / 'A.CSV').write_text('text\none\n')
+    (tmp_path / 'b.csv.GZ').write_bytes(gzip.compress(b'text\ntwo\n'))
+    (tmp_path / 'c.TXT.Xz').write_bytes(lzma.compress(b'three'))
+    assert read(f'csv:{tmp_path}') == [['one'], ['two']]
+    assert read(f'text:{tmp_path}/c.*') == [['three']]
+    (tmp_path / 'd.GZ').write_text('not compressed')
+    with pytest.raises(BadInput, match=r'not compressed.*\n.*expected: a \.gz file'):
+        read(f'text:{tmp_path}/d.GZ')
 
 
 def test_empty_glob_and_missing_column_are_errors(tmp_path):

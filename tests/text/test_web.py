@@ -9,6 +9,7 @@ from bert_jax import config
 from bert_jax.errors import BadInput
 from bert_jax.text.documents import read_chunk
 from bert_jax.text.prepare import prepare
+from bert_jax.text.reasons import describe_dropped
 from bert_jax.text.sources.options import ReadOptions
 from bert_jax.text.sources.plan import plan_source
 from bert_jax.text.stats import Stats
@@ -83,6 +84,46 @@ def test_archive_gives_its_html_pages_and_plain_text(tmp_path, monkeypatch):
     (tmp_path / 'c.warc').write_bytes(b'no archive\n' * 100)
     with pytest.raises(BadInput, match='c.warc: is damaged'):
         read(f'warc:{tmp_path}/c.warc')
+
+
+def test_types_are_read_in_any_case_and_other_records_are_counted(tmp_path):
+    untyped = b'HTTP/1.1 200 OK\r\n\r\n'
+    archive = [
+        response(page(number=1), 'Text/HTML; Charset=utf-8'),
+        record('response', untyped + b'\n' + page(number=2), 'application/http; msgtype=response'),
+        record('response', untyped + b'\x89PNG', 'application/http; msgtype=response'),
+        response(b'{}', 'application/json'),
+        response(b'a=<html>', 'text/plain'),
+        record('conversion', b'Plain text.', 'TEXT/Plain; charset=utf-8'),
+    ]
+    (tmp_path / 'a.warc').write_bytes(b''.join(archive))
+    found, stats = read(f'warc:{tmp_path}/a.warc')
+    assert found == [[f'Kapitel {index}', *PARAGRAPHS] for index in (1, 2)] + [['Plain text.']]
+    assert +stats.counts == {'other_content_type': 3}
+    assert describe_dropped(+stats.counts) == '3 web archive records of other types'
+
+
+def test_archive_cut_within_a_record_is_an_error(tmp_path):
+    first, last = response(page(number=1)), response(gzip.compress(page(number=2)), more='Content-Encoding: gzip\r\n')
+    metadata = record('metadata', b'x: y', 'application/warc-fields')
+    for whole in (first + last, first + metadata, first + metadata + last, metadata):
+        (tmp_path / 'a.warc').write_bytes(whole)
+        assert read(f'warc:{tmp_path}/a.warc')
+        (tmp_path / 'a.warc').write_bytes(whole[:-4])  # complete but for the empty lines
+        assert read(f'warc:{tmp_path}/a.warc')
+        for length in (*range(max(1, len(whole) - 200), len(whole) - 4, 7), len(whole) - 5):
+            if len(first) - 4 <= length <= len(first):  # between two records
+                continue
+            (tmp_path / 'a.warc').write_bytes(whole[:length])
+            with pytest.raises(BadInput, match='is damaged'):
+                read(f'warc:{tmp_path}/a.warc')
+
+
+@pytest.mark.parametrize('declared', ['foo', 'hex', 'undefined', '', '"utf-8"', 'x-user-defined', 'UTF8'])
+def test_unknown_declared_encoding_is_ignored(tmp_path, declared):
+    (tmp_path / 'a.warc').write_bytes(response(page(number=1), f'text/html; charset={declared}'))
+    found, stats = read(f'warc:{tmp_path}/a.warc')
+    assert found == [['Kapitel 1', *PARAGRAPHS]] and not +stats.counts
 
 
 def test_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from bert_jax.text.sources.records import BYTES_AT_ONCE, RECORDS_AT_ONCE, Texts,
 from bert_jax.text.stats import Stats
 
 _FILE_FORMAT = b'ARROW1'
+_END_OF_STREAM = b'\xff\xff\xff\xff\0\0\0\0'
 
 
 def divide(path: epath.Path, length: int, size: int, options: ReadOptions) -> SizedRanges:
@@ -72,6 +73,8 @@ def _open(path: epath.Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.R
             file: Any = pyarrow.memory_map(str(path)) if is_local(path) else path.open('rb')
             stack.enter_context(file)
             is_stream = file.read(len(_FILE_FORMAT)) != _FILE_FORMAT
+            if is_stream and is_local(path):
+                _check_end(path, file)
             file.seek(0)
             if is_stream:
                 reader = stack.enter_context(pyarrow.ipc.open_stream(file))
@@ -82,3 +85,11 @@ def _open(path: epath.Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.R
     except (pyarrow.ArrowException, OSError) as error:
         found = f'cannot be read as an Arrow file ({type(error).__name__})'
         raise BadInput(str(path), found, 'a complete file in the Arrow format', 'copy it again') from None
+
+
+def _check_end(path: epath.Path, file: Any) -> None:
+    """Raises `BadInput` if a stream lacks the mark of its end: pyarrow takes one cut between batches for complete."""
+    file.seek(max(0, file.size() - len(_END_OF_STREAM)))
+    if file.read() != _END_OF_STREAM:
+        found = 'cannot be read as an Arrow file (its end is missing)'
+        raise BadInput(str(path), found, 'a complete file in the Arrow format', 'copy it again')

@@ -10,36 +10,61 @@ from typing import Any
 from bert_jax.errors import BadInput
 
 _BLOCK_BYTES = 1 << 20
+_COMPRESSED_BYTES = 1 << 16  # per read
 _ZST_BYTES = 1 << 11  # compressed bytes per read: four bytes of zstd may expand to 128 KiB
 
 
 def without_compression(name: str) -> str:
-    """Returns the name of a file without the suffix of its compression, if it has one."""
-    return next((name.removesuffix(suffix) for suffix in DECOMPRESSORS if name.endswith(suffix)), name)
+    """Returns the name of a file without the suffix of its compression, if it has one, in any case of letters."""
+    suffix = compression_of(name)
+    return name[: len(name) - len(suffix)]
+
+
+def compression_of(name: str) -> str:
+    """Returns the key of `DECOMPRESSORS` that the name of a file ends in; '' if it has none."""
+    return next((suffix for suffix in DECOMPRESSORS if name.lower().endswith(suffix)), '')
 
 
 def _read_gz(path: str, file: Any) -> Iterator[bytes]:
-    yield from _read_stream(path, gzip.GzipFile(fileobj=file))
-
-
-def _read_bz2(path: str, file: Any) -> Iterator[bytes]:
-    yield from _read_stream(path, bz2.BZ2File(file))
-
-
-def _read_xz(path: str, file: Any) -> Iterator[bytes]:
-    yield from _read_stream(path, lzma.LZMAFile(file))
-
-
-def _read_stream(path: str, stream: Any) -> Iterator[bytes]:
+    stream = gzip.GzipFile(fileobj=file)
     try:
         while block := stream.read(_BLOCK_BYTES):
             yield block
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged_error(path, error) from None
-    except OSError as error:
-        if error.errno is not None:  # of the file, not of its content
-            raise
-        raise _damaged_error(path, error) from None
+
+
+def _read_bz2(path: str, file: Any) -> Iterator[bytes]:
+    yield from _read_streams(path, file, bz2.BZ2Decompressor)
+
+
+def _read_xz(path: str, file: Any) -> Iterator[bytes]:
+    yield from _read_streams(path, file, lzma.LZMADecompressor, padding=b'\0')
+
+
+def _read_streams(path: str, file: Any, decompressor: Callable[[], Any], padding: bytes = b'') -> Iterator[bytes]:
+    """Decompresses stream by stream: the readers of bz2 and lzma ignore damage after the first stream.
+
+    Args:
+      padding: bytes that may follow a stream.
+    """
+    stream: Any = decompressor()  # None between streams
+    data = b''
+    while data or (stream and not stream.needs_input) or (data := file.read(_COMPRESSED_BYTES)):
+        if stream is None:
+            data = data.lstrip(padding)
+            if not data:
+                continue
+            stream = decompressor()
+        try:
+            block = stream.decompress(data, _BLOCK_BYTES)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise _damaged_error(path, error) from None
+        if block:
+            yield block
+        data, stream = (stream.unused_data, None) if stream.eof else (b'', stream)
+    if stream is not None:
+        raise _damaged_error(path, EOFError())
 
 
 def _read_zst(path: str, file: Any) -> Iterator[bytes]:

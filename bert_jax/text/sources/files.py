@@ -15,8 +15,8 @@ def find_files(pattern: str, suffixes: tuple[str, ...] | None = None) -> list[ep
     """Returns the files that match a glob, sorted by name.
 
     Args:
-      suffixes: if given, a directory stands for the files below it with one of these suffixes, compressed or not; ()
-        for all. Hidden files and directories are left out.
+      suffixes: if given, a directory stands for the files below it with one of these suffixes, compressed or not,
+        in any case of letters; () for all. Hidden files and directories are left out.
     """
     if not is_local(pattern):
         head, _, tail = pattern.partition('*')
@@ -26,9 +26,13 @@ def find_files(pattern: str, suffixes: tuple[str, ...] | None = None) -> list[ep
     else:
         files = [epath.Path(name) for name in sorted(_local_names(pattern))]
     if suffixes is not None and len(files) == 1 and files[0].is_dir():
-        below = (path for path in _walk(files[0]) if not suffixes or without_compression(path.name).endswith(suffixes))
+        below = (path for path in _walk(files[0]) if not suffixes or _has_suffix(path.name, suffixes))
         return sorted(below)
     return [path for path in files if not path.is_dir()]
+
+
+def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    return without_compression(name).lower().endswith(suffixes)
 
 
 def _walk(directory: epath.Path) -> Iterator[epath.Path]:

@@ -64,7 +64,7 @@ def check_first_bytes(path: str, head: bytes, kind: str, encoding: str = 'utf-8'
             found = known[0] if (known := _known_format(head)) else f'not a file in the format {kind}'
             raise BadInput(path, f'is {found}', f'a file in the format {kind}')
         return
-    suffix = next((suffix for suffix in _COMPRESSED if path.endswith(suffix)), '')
+    suffix = next((suffix for suffix in _COMPRESSED if path.lower().endswith(suffix)), '')
     if not suffix:
         check_text_head(path, head, encoding)
     elif not head.startswith(_COMPRESSED[suffix]) and not (suffix == '.zst' and head[1:4] == _SKIPPABLE):

@@ -11,7 +11,7 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import FileRange
-from bert_jax.text.sources.compression import DECOMPRESSORS
+from bert_jax.text.sources.compression import DECOMPRESSORS, compression_of
 from bert_jax.text.sources.encodings import as_utf8, detect
 from bert_jax.text.sources.formats import AUTOMATIC, HEAD_BYTES, byte_order_mark, is_utf8
 
@@ -144,7 +144,7 @@ def read_file(path: str, encoding: str, counts: Counter) -> Iterator[bytes]:
 def read_bytes(path: str) -> Iterator[bytes]:
     """Yields blocks of a file, decompressed if its name says that it is compressed."""
     with chunks.open_binary(epath.Path(path)) as file:
-        decompress = DECOMPRESSORS.get(epath.Path(path).suffix)
+        decompress = DECOMPRESSORS.get(compression_of(path))
         yield from decompress(path, file) if decompress else _read_range(file, None)
 
 
@@ -155,7 +155,7 @@ def resolve_encoding(path: str, encoding: str) -> str:
 
 def is_divisible(path: epath.Path, encoding: str) -> bool:
     """Whether ranges of a file can be read without what precedes them: it is not compressed, and UTF-8."""
-    if path.suffix in DECOMPRESSORS or not is_utf8(encoding):
+    if compression_of(path.name) or not is_utf8(encoding):
         return False
     with chunks.open_binary(path) as file:
         return byte_order_mark(file.read(HEAD_BYTES))[1] in ('', 'utf-8')

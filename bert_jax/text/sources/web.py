@@ -1,6 +1,7 @@
 """Reads the main text of HTML pages and web archives with resiliparse (the extra `web`)."""
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from etils import epath
 from bert_jax.errors import BadInput
 from bert_jax.text import chunks
 from bert_jax.text.chunks import FileRange, SizedRanges
+from bert_jax.text.sources.compression import compression_of
 from bert_jax.text.sources.formats import AUTOMATIC, byte_order_mark, is_utf8
 from bert_jax.text.sources.lines import iter_lines, read_bytes
 from bert_jax.text.sources.options import ReadOptions
@@ -19,6 +21,12 @@ from bert_jax.text.stats import Stats
 _EXTRACTION = 'resiliparse.extract.html2text'
 _TOO_LARGE = f'holds more than {chunks.MAX_RECORD_BYTES >> 20} MiB'
 _EXPECTED = 'an HTML page'
+_WARC_HEAD_BYTES = 1 << 20
+_WARC_HEADER = re.compile(rb'\s*WARC/.*?\r?\n\r?\n', re.DOTALL)
+_CONTENT_LENGTH = re.compile(rb'^content-length:[ \t]*(\d+)', re.IGNORECASE | re.MULTILINE)
+_HTML = ('text/html', 'application/xhtml+xml')
+_HEAD_BYTES = 1 << 10  # of a response without a type, inspected
+_HTML_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*<(?:!doctype html|!--|html|head|body|title|meta|h1|div|p)[\s>]', re.I)
 
 
 def divide(path: epath.Path, length: int, size: int, options: ReadOptions) -> SizedRanges:
@@ -39,26 +47,62 @@ def read_html(file_range: FileRange, options: ReadOptions, stats: Stats) -> Text
 
 
 def read_warc(file_range: FileRange, options: ReadOptions, stats: Stats) -> Texts:
-    """Yields the main text of each HTML page of a web archive, and each plain text of a WET file."""
+    """Yields the main text of each HTML page of a web archive, and each plain text of a WET file.
+
+    Records of other types are counted. A response without a type is read if it begins like HTML.
+    """
     types = _library('fastwarc.warc').WarcRecordType
-    wanted = types.response | types.resource | types.conversion
+    wanted = (types.response, types.resource, types.conversion)
+    last = 0
     try:
         stream: Any = _Stream(read_bytes(file_range.path))
         for index, record in enumerate(
-            _library('fastwarc.warc').ArchiveIterator(stream, record_types=wanted, auto_decode='all')
+            _library('fastwarc.warc').ArchiveIterator(stream, record_types=types.any_type, auto_decode='all')
         ):
-            kind = (record.http_content_type or record.headers.get('Content-Type') or '').partition(';')[0].strip()
+            last = record.stream_pos
+            if record.record_type not in wanted:
+                continue
+            kind, head = _content_type(record), b''
             where = f'{file_range.path}, record {index + 1}'
-            if kind in ('text/html', 'application/xhtml+xml'):
-                page = record.reader.read(chunks.MAX_RECORD_BYTES + 1)
+            if not kind:
+                head = record.reader.read(_HEAD_BYTES)
+                kind = _HTML[0] if _HTML_START.match(head) else ''
+            if kind in _HTML:
+                page = head + record.reader.read(chunks.MAX_RECORD_BYTES + 1 - len(head))
                 yield from _text_of_page(page, record.http_charset or '', options, stats, where)
             elif kind == 'text/plain' and record.record_type == types.conversion:
                 text = record.reader.read(chunks.MAX_RECORD_BYTES).decode('utf-8', 'replace')
                 yield iter_lines(clean(text, stats.counts), stats.counts), None
+            else:
+                stats.counts['other_content_type'] += 1
     except OSError as error:
         if error.errno is not None:
             raise
-        raise BadInput(file_range.path, f'is damaged ({error})', 'a complete WARC file', 'copy it again') from None
+        raise _damaged_error(file_range.path, str(error)) from None
+    if not compression_of(file_range.path):
+        _check_record_is_whole(file_range.path, last)
+
+
+def _check_record_is_whole(path: str, position: int) -> None:
+    """Raises `BadInput` if a WARC file ends within the record at a position: fastwarc only gives a shorter record."""
+    with chunks.open_binary(epath.Path(path)) as file:
+        file.seek(position)
+        head = file.read(_WARC_HEAD_BYTES)
+        end = file.seek(0, 2)
+    header = _WARC_HEADER.match(head)
+    length = _CONTENT_LENGTH.search(header[0]) if header else None
+    if header is None or length is None or position + header.end() + int(length[1]) > end:
+        raise _damaged_error(path, 'its last record is cut')
+
+
+def _damaged_error(path: str, why: str) -> BadInput:
+    return BadInput(path, f'is damaged ({why})', 'a complete WARC file', 'copy it again')
+
+
+def _content_type(record: Any) -> str:
+    """Returns the type of the content of a WARC record in lower case, without parameters; '' if none is declared."""
+    declared = record.http_content_type if record.is_http else record.headers.get('Content-Type')
+    return (declared or '').partition(';')[0].strip().lower()
 
 
 def _text_of_page(page: bytes, declared: str, options: ReadOptions, stats: Stats, where: str) -> Texts:
@@ -82,6 +126,8 @@ def _decoded(page: bytes, declared: str, encoding: str, counts: Counter) -> str:
     encodings = _library('resiliparse.parse.encoding')
     if encoding == AUTOMATIC or is_utf8(encoding):
         marked = byte_order_mark(page)[1]
+        # A declared encoding that browsers do not know is ignored, as they do.
+        declared = encodings.map_encoding_to_html5(declared, False) or ''
         encoding = marked or declared or encodings.detect_encoding(page, from_html_meta=True) or 'utf-8'
     html = encodings.bytes_to_str(page, encoding, 'replace', fallback_encodings=())
     counts['invalid_bytes'] += html.count('\ufffd')
